@@ -1,0 +1,1 @@
+"""The `seqtune` command line: one module per command word."""

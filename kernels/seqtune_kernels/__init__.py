@@ -1,0 +1,1 @@
+"""Kernels and what this machine can run."""

@@ -1,0 +1,1 @@
+"""Recipes shipped with seqtune, composed by Hydra from `pkg://seqtune_recipes`."""

@@ -1,0 +1,199 @@
+"""The axes every run has and no registry extends: model, data, rollout, train, eval."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from seqtune.config.spec import Spec
+
+Format = Literal["text", "prompt_completion", "messages", "preference", "prompt_answer", "groups"]
+
+
+class ModelSpec(Spec):
+    """A Hugging Face causal language model and its tokenizer."""
+
+    name: str = Field(min_length=1)
+    """Hub name (`Qwen/Qwen3-4B`) or local folder."""
+    revision: str | None = None
+    """Hub branch, tag or commit; None takes the default branch."""
+    tokenizer: str | None = None
+    """Hub name or folder of the tokenizer; None takes the model's own."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights. `auto`: bfloat16 on a GPU that has it, float32 otherwise."""
+    attention: str = "auto"
+    """Attention backend by name, or `auto` for the fastest that can run here; `seqtune doctor` lists them."""
+    trust_remote_code: bool = False
+    """Run Python code shipped with the model. Off unless set: it can do anything you can."""
+
+
+class TinyModelSpec(Spec):
+    """A Qwen3-architecture model with random weights and a byte-level tokenizer, made locally without a download."""
+
+    name: Literal["tiny"]
+    hidden_size: int = Field(128, ge=8, multiple_of=8)
+    """Width of the residual stream."""
+    layers: int = Field(4, ge=1)
+    """Transformer blocks."""
+    heads: int = Field(4, ge=1)
+    """Query heads; `hidden_size` is a multiple of it."""
+    kv_heads: int = Field(2, ge=1)
+    """Key/value heads; `heads` is a multiple of it."""
+    intermediate_size: int = Field(384, ge=8)
+    """Width of the feed-forward layer."""
+    max_positions: int = Field(4096, ge=16)
+    """Longest sequence in tokens."""
+    seed: int = Field(0, ge=0)
+    """Seed of the initial weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights. `auto`: bfloat16 on a GPU that has it, float32 otherwise."""
+    attention: str = "auto"
+    """Attention backend by name, or `auto` for the fastest that can run here; `seqtune doctor` lists them."""
+
+
+class _DataSpec(Spec):
+    eval_size: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
+    """Held-out examples: a count, or a fraction of all (split by `seed`). 0 holds nothing out."""
+    seed: int = Field(0, ge=0)
+    """Seed of the train/held-out split, of shuffling and of generated problems."""
+    chat: bool = False
+    """Render prompts (and completions) as user and assistant turns of the tokenizer's chat template."""
+
+
+class DataSpec(_DataSpec):
+    """Examples read from local files or the hub."""
+
+    name: str | None = None
+    """Dataset on the hub (`openai/gsm8k` or `openai/gsm8k:main` with a configuration); give this or `path`."""
+    path: str | tuple[str, ...] | None = None
+    """Local file, folder of a saved dataset, glob, or a list of them: jsonl, json, csv, parquet, arrow, txt (also .gz)."""
+    format: Format = "text"
+    """What an example holds; `seqtune list formats` describes each."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Where the format's fields are found: `{prompt: question, completion: answer}`."""
+    answer_pattern: str | None = None
+    """Regular expression whose first group, searched in the answer column, is the answer (`#### (.+)` for GSM8K)."""
+    split: str = "train"
+    """Split of a hub or saved dataset."""
+    eval_path: str | tuple[str, ...] | None = None
+    """Held-out examples from their own file instead of `eval_size`."""
+    limit: int | None = Field(None, ge=1)
+    """Read at most this many examples."""
+    on_error: Literal["error", "skip"] = "error"
+    """What a bad row does: stop with its file and line, or be counted in the report and left out."""
+
+
+class TemplateMathSpec(_DataSpec):
+    """Word and arithmetic problems from parameterised templates, with worked steps and exact answers."""
+
+    name: Literal["template_math"]
+    size: int = Field(4096, ge=1)
+    """Training problems."""
+    eval_size: int = Field(500, ge=0)
+    """Held-out problems; none equals a training problem."""
+    templates: tuple[str, ...] = ()
+    """Names of the templates to draw from; empty means all of them."""
+    max_number: int = Field(20, ge=2)
+    """Largest number a problem states."""
+
+
+class RolloutSpec(Spec):
+    """How completions are sampled for policy objectives."""
+
+    name: Literal["transformers", "vllm"] = "transformers"
+    """Engine: `transformers` runs anywhere; `vllm` needs the extra `seqtune[vllm]` and a GPU."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the sampled distribution; log-probs are taken at the same temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus kept, as a probability; below 1 it biases the importance ratio."""
+    top_k: int | None = Field(None, ge=1)
+    """Most probable tokens kept; None keeps all."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens a completion has at most."""
+    updates: int = Field(1, ge=1)
+    """Optimiser steps taken on each batch of rollouts; above 1 the ratio leaves 1 and clipping acts."""
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    """Where vLLM runs: inside the training processes, or on its own server."""
+    vllm_memory: float = Field(0.3, gt=0, le=1)
+    """Fraction of GPU memory a colocated vLLM may take."""
+
+
+class TrainSpec(Spec):
+    """The optimiser, the batch and how often things are written."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimiser steps; None trains `epochs`."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the training data when `max_steps` is None."""
+    batch_size: int = Field(8, ge=1)
+    """Rows (packed rows, pairs or completions) a process takes in one micro-batch."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches per optimiser step."""
+    warmup: float = Field(0.0, ge=0)
+    """Warm-up of the learning rate: below 1 a fraction of all steps, otherwise a number of steps."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Learning rate after warm-up."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    """First-moment decay of AdamW."""
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    """Second-moment decay of AdamW."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: int = Field(0, ge=0)
+    """Seed of data order, dropout, adapters and rollouts."""
+    log_every: int = Field(1, ge=1)
+    """Optimiser steps between rows of metrics.jsonl."""
+    save_every: int | None = Field(None, ge=1)
+    """Optimiser steps between checkpoints; None keeps only the end of the stage."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Most recent checkpoints kept on disk."""
+    eval_every: int | None = Field(None, ge=1)
+    """Optimiser steps between held-out evaluations of the loss; None evaluates at the start and end of the stage."""
+
+
+class EvalSpec(Spec):
+    """What `seqtune eval` (and the run, between stages) measures on held-out examples."""
+
+    name: Literal["greedy", "pass_at_k", "perplexity"] = "greedy"
+    """`greedy`: accuracy of the most probable completion; `pass_at_k`: pass@k and maj@k of samples; `perplexity` only."""
+    items: int | None = Field(None, ge=1)
+    """Held-out examples used; None uses all."""
+    batch_size: int = Field(64, ge=1)
+    """Completions generated together."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens a completion has at most."""
+    samples: int = Field(1, ge=1)
+    """Completions a prompt for `pass_at_k`; 1 for `greedy`."""
+    k: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    """Values of k reported; each at most `samples`."""
+    temperature: float = Field(1.0, gt=0)
+    """Of the sampled distribution; greedy decoding ignores nothing because it refuses other values than 1."""
+    seed: int = Field(0, ge=0)
+    """Seed of the samples and of the bootstrap."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Level of the confidence intervals."""
+    between_stages: bool = False
+    """Also evaluate the untrained model and after each stage of a run."""
+
+
+def _named(known: str) -> Any:
+    """Pick the generated spec when `name` is `known`, the general one otherwise."""
+
+    def tag(value: Any) -> str:
+        name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+        return known if name == known else "general"
+
+    return Discriminator(tag)
+
+
+Model = Annotated[Annotated[TinyModelSpec, Tag("tiny")] | Annotated[ModelSpec, Tag("general")], _named("tiny")]
+Data = Annotated[
+    Annotated[TemplateMathSpec, Tag("template_math")] | Annotated[DataSpec, Tag("general")], _named("template_math")
+]

@@ -1,0 +1,91 @@
+"""Bases of everything a recipe configures. Imports neither torch nor Hydra."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Family = Literal["sft", "preference", "reward", "policy"]
+"""Which trainer runs an objective."""
+
+
+class Spec(BaseModel):
+    """A frozen piece of a plan. Unknown keys are refused; every field has a docstring with unit and source."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ObjectiveSpec(Spec):
+    """What is optimised. `build()` returns a pure function of tensors giving `(loss, metrics)`."""
+
+    family: ClassVar[Family]
+    formula: ClassVar[str]
+    """The loss in one or two plain-text lines, with the paper's symbols; `seqtune show` prints it."""
+    source: ClassVar[str]
+    """arXiv id or URL the formula and the defaults follow."""
+    needs_reference: ClassVar[bool] = False
+    """Whether log-probs of a frozen reference model are needed whatever the fields say."""
+
+    name: str
+    """Name in the registry `objectives`."""
+
+    def build(self) -> Any:
+        """The loss function, hyper-parameters bound; imports torch."""
+        raise NotImplementedError
+
+
+class PackingSpec(Spec):
+    """How token sequences share rows. `build()` returns a function `lengths -> bins` on integers."""
+
+    name: str
+    """Name in the registry `packings`."""
+    capacity: int = Field(1024, ge=2)
+    """Tokens a row holds at most."""
+    attention: Literal["document", "causal"] = "document"
+    """`document`: no token sees another document of its row; `causal`: it sees the whole row before it."""
+    on_overflow: Literal["error", "truncate", "split", "drop"] = "error"
+    """What happens to a document longer than `capacity`; lossy choices are counted in the report."""
+    seed: int = Field(0, ge=0)
+    """Seed of the order of rows."""
+    path: str | None = None
+    """Folder written by `seqtune pack`: training reads it and tokenises nothing."""
+
+    def build(self) -> Any:
+        """The packer: `lengths -> list of bins of indices`."""
+        raise NotImplementedError
+
+
+class PeftSpec(Spec):
+    """Which weights are trained. `build()` returns a `peft` configuration, or None for all weights."""
+
+    name: str
+    """Name in the registry `pefts`."""
+
+    def build(self) -> Any:
+        """A `peft.PeftConfig`, or None when the model itself is trained."""
+        raise NotImplementedError
+
+
+class ParallelSpec(Spec):
+    """How processes share the work. `build()` returns what the launcher and accelerate need."""
+
+    name: str
+    """Name in the registry `parallel_plans`."""
+    processes: int = Field(1, ge=1)
+    """Processes on this machine, one per GPU (or per CPU share)."""
+
+    def build(self) -> Any:
+        """Keyword arguments for the Hugging Face training arguments."""
+        raise NotImplementedError
+
+
+class RewardSpec(Spec):
+    """How a completion is scored. `build()` returns a function of a batch giving one number a row."""
+
+    name: str
+    """Name in the registry `rewards`, or `module:function`, or `file.py:function`."""
+
+    def build(self) -> Any:
+        """`reward(prompts, completions, **columns) -> list[float | None]`."""
+        raise NotImplementedError

@@ -1,0 +1,44 @@
+"""What a recipe can say about processes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from seqtune.config.spec import ParallelSpec
+
+
+class Single(ParallelSpec):
+    """One process."""
+
+    name: Literal["single"] = "single"
+    processes: Literal[1] = 1
+    """Always one."""
+
+    def build(self) -> dict[str, Any]:
+        return {}
+
+
+class Ddp(ParallelSpec):
+    """Every process holds the whole model and a share of the batch; gradients are averaged."""
+
+    name: Literal["ddp"] = "ddp"
+    processes: int = Field(2, ge=1)
+    """Processes on this machine, one per GPU (gloo on CPU)."""
+
+    def build(self) -> dict[str, Any]:
+        return {"ddp_find_unused_parameters": False}
+
+
+class Fsdp2(ParallelSpec):
+    """Weights, gradients and optimiser states are sharded over the processes (PyTorch `fully_shard`)."""
+
+    name: Literal["fsdp2"] = "fsdp2"
+    processes: int = Field(2, ge=1)
+    """Processes on this machine, one per GPU (gloo on CPU)."""
+    reshard_after_forward: bool = True
+    """Free the gathered weights of a block between its forward and backward pass: less memory, more traffic."""
+
+    def build(self) -> dict[str, Any]:
+        raise NotImplementedError
