@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Family = Literal["sft", "preference", "reward", "policy"]
 """Which trainer runs an objective."""
+DenominatorUnit = Literal["tokens", "pairs", "sequences"]
+"""What the denominator of a loss counts over an optimiser step; `tokens` are those of the loss mask."""
 
 
 class Spec(BaseModel):
@@ -29,6 +31,11 @@ class ObjectiveSpec(Spec):
 
     name: str
     """Name in the registry `objectives`."""
+
+    @property
+    def denominator_unit(self) -> DenominatorUnit:
+        """What the trainer counts, over all micro-batches and ranks, for the loss's `denominator`."""
+        raise NotImplementedError
 
     def build(self) -> Any:
         """The loss function, hyper-parameters bound; imports torch."""

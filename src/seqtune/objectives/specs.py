@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from seqtune.config.spec import Family, ObjectiveSpec
+from seqtune.config.spec import DenominatorUnit, Family, ObjectiveSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,10 +18,16 @@ class Sft(ObjectiveSpec):
     """Supervised fine-tuning: negative log-likelihood of the trained tokens."""
 
     family: ClassVar[Family] = "sft"
-    formula: ClassVar[str] = "L = -(1/N) Σ_{i,t} m_{i,t} log π(y_{i,t} | y_{i,<t})     N = trained tokens of the step"
+    formula: ClassVar[str] = (
+        "L = -(1/N) Σ_{i,t} m_{i,t} log π(y_{i,t} | y_{i,<t})\nm: 1 on trained tokens     N: trained tokens of the step"
+    )
     source: ClassVar[str] = "https://huggingface.co/docs/trl/sft_trainer"
 
     name: Literal["sft"] = "sft"
+
+    @property
+    def denominator_unit(self) -> DenominatorUnit:
+        return "tokens"
 
     def build(self) -> Callable[..., Any]:
         from seqtune.objectives.sft import sft_loss
@@ -34,16 +40,21 @@ class Dpo(ObjectiveSpec):
 
     family: ClassVar[Family] = "preference"
     formula: ClassVar[str] = (
-        "L = -(1/B) Σ_i log σ(β [(log π/π_ref)(chosen_i) - (log π/π_ref)(rejected_i)])     log-probs summed over tokens"
+        "L = -(1/B) Σ_i [(1-λ) log σ(z_i) + λ log σ(-z_i)]     z_i = r̂(chosen_i) - r̂(rejected_i)\n"
+        "r̂(y) = beta Σ_t log (π/π_ref)(y_t)     λ: label_smoothing     B: pairs of the step"
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
     needs_reference: ClassVar[bool] = True
 
     name: Literal["dpo"] = "dpo"
     beta: float = Field(0.1, gt=0)
-    """β: strength of the pull towards the reference model."""
+    """β: strength of the pull towards the reference model. 0.1 is the paper's and TRL's default."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Probability that a preference label is flipped (conservative DPO)."""
+    """λ: probability that a preference label is flipped (conservative DPO, https://ericmitchell.ai/cdpo.pdf)."""
+
+    @property
+    def denominator_unit(self) -> DenominatorUnit:
+        return "pairs"
 
     def build(self) -> Callable[..., Any]:
         from seqtune.objectives.dpo import dpo_loss
@@ -55,12 +66,19 @@ class Reward(ObjectiveSpec):
     """Bradley–Terry reward model: the chosen completion scores above the rejected one."""
 
     family: ClassVar[Family] = "reward"
-    formula: ClassVar[str] = "L = -(1/B) Σ_i log σ(r(chosen_i) - r(rejected_i)) + c (1/B) Σ_i (r(chosen_i) + r(rejected_i))²"
+    formula: ClassVar[str] = (
+        "L = -(1/B) Σ_i log σ(r(chosen_i) - r(rejected_i)) + c (1/B) Σ_i (r(chosen_i) + r(rejected_i))²\n"
+        "c: center_coefficient     B: pairs of the step"
+    )
     source: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
 
     name: Literal["reward"] = "reward"
     center_coefficient: float = Field(0.0, ge=0)
-    """c: pulls the rewards of a pair towards mean zero (https://arxiv.org/abs/2312.09244)."""
+    """c: pulls the rewards of a pair towards mean zero (https://arxiv.org/abs/2312.09244); 0.01 there."""
+
+    @property
+    def denominator_unit(self) -> DenominatorUnit:
+        return "pairs"
 
     def build(self) -> Callable[..., Any]:
         from seqtune.objectives.reward import reward_loss
@@ -72,7 +90,10 @@ class Policy(ObjectiveSpec):
     """A point in the space of group policy objectives; `grpo`, `gspo`, … are named points of it."""
 
     family: ClassVar[Family] = "policy"
-    formula: ClassVar[str] = "L = aggregate(-min(w A, clip(w, 1-ε_low, 1+ε_high) A)) + β KL(π || π_ref)"
+    formula: ClassVar[str] = (
+        "L = aggregation_{i,t}[-min(w A, clip(w, 1-ε_low, 1+ε_high) A) + beta KL]     KL: π from π_ref, estimator kl\n"
+        "ratio=token: w = (π/π_old)(y_{i,t})     ratio=sequence: w = exp((1/n_i) Σ_t log (π/π_old)(y_{i,t}))"
+    )
     source: ClassVar[str] = "https://arxiv.org/abs/2402.03300"
 
     name: str = "policy"
@@ -94,6 +115,10 @@ class Policy(ObjectiveSpec):
     kl: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL per token (http://joschu.net/blog/kl-approx.html)."""
 
+    @property
+    def denominator_unit(self) -> DenominatorUnit:
+        return "tokens" if self.aggregation == "token_mean" else "sequences"
+
     def build(self) -> Callable[..., Any]:
         from seqtune.objectives.policy import policy_loss
 
@@ -107,31 +132,41 @@ class Policy(ObjectiveSpec):
             kl=self.kl,
         )
 
+    def build_advantage(self) -> Callable[..., Any]:
+        """`rewards[B] -> advantages[B]` for whole groups in contiguous rows, NaN for a missing score; imports torch."""
+        from seqtune.objectives.advantages import ADVANTAGES
+
+        return partial(ADVANTAGES[self.advantage], group_size=self.group_size)
+
 
 class Grpo(Policy):
     """Group Relative Policy Optimization: token ratios, advantages normalised within the group."""
 
     formula: ClassVar[str] = (
-        "L = -(1/B) Σ_i (1/n_i) Σ_t min(ρ_{i,t} A_i, clip(ρ_{i,t}, 1-ε_low, 1+ε_high) A_i) + β KL     ρ = π/π_old"
+        "L = aggregation_{i,t}[-min(ρ A, clip(ρ, 1-ε_low, 1+ε_high) A) + beta KL]     ρ_{i,t} = (π/π_old)(y_{i,t})\n"
+        "sequence_mean: (1/B) Σ_i (1/n_i) Σ_t     A_i: advantage     KL: of π from π_ref, estimator kl"
     )
 
     name: Literal["grpo"] = "grpo"
+    ratio: Literal["token"] = "token"
+    """Unit of the importance ratio: each token."""
     beta: float = Field(0.04, ge=0)
-    """β: weight of the KL to the reference model; 0 keeps no reference."""
+    """β: weight of the KL to the reference model; 0 keeps no reference. 0.04 is the paper's; TRL takes 0."""
 
 
 class Gspo(Policy):
     """Group Sequence Policy Optimization: one length-normalised ratio per completion is clipped."""
 
     formula: ClassVar[str] = (
-        "L = -(1/B) Σ_i min(s_i A_i, clip(s_i, 1-ε_low, 1+ε_high) A_i)     s_i = exp((1/n_i) Σ_t log π/π_old)"
+        "L = (1/B) Σ_i [-min(s_i A_i, clip(s_i, 1-ε_low, 1+ε_high) A_i) + beta KL_i]\n"
+        "s_i = exp((1/n_i) Σ_t log (π/π_old)(y_{i,t}))     A_i: advantage     KL_i: mean over tokens, estimator kl"
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2507.18071"
 
     name: Literal["gspo"] = "gspo"
-    ratio: Literal["token", "sequence"] = "sequence"
-    """Unit of the importance ratio: each token, or the length-normalised whole completion."""
+    ratio: Literal["sequence"] = "sequence"
+    """Unit of the importance ratio: the length-normalised whole completion."""
     epsilon_low: float = Field(3e-4, gt=0, lt=1)
-    """ε_low: a ratio below 1 - ε_low gets no gradient when its advantage is negative."""
+    """ε_low: a ratio below 1 - ε_low gets no gradient when its advantage is negative. 3e-4 is the paper's."""
     epsilon_high: float = Field(4e-4, gt=0)
-    """ε_high: a ratio above 1 + ε_high gets no gradient when its advantage is positive."""
+    """ε_high: a ratio above 1 + ε_high gets no gradient when its advantage is positive. 4e-4 is the paper's."""
