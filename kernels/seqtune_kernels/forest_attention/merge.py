@@ -1,0 +1,24 @@
+"""Merging partial attention results by their log-sum-exp (Hydragen, arXiv 2402.05099)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax attention over two disjoint sets of keys from the results over each.
+
+    Associative and commutative; a part that saw no key has `lse = -inf` and any finite output.
+
+    Args:
+        out_a, out_b: [..., D] fp32 (or fp64) outputs, each normalised over its own keys.
+        lse_a, lse_b: [...] log-sum-exp of the scaled scores of each.
+
+    Returns:
+        The merged output and log-sum-exp.
+    """
+    lse = torch.logaddexp(lse_a, lse_b)
+    base = torch.where(lse.isneginf(), torch.zeros_like(lse), lse)
+    out = (lse_a - base).exp().unsqueeze(-1) * out_a + (lse_b - base).exp().unsqueeze(-1) * out_b
+    return out, lse
