@@ -1,10 +1,12 @@
-"""What a recipe can say about rewards."""
+"""What a recipe can say about rewards. The functions are imported by `build()`."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from seqtune.config.spec import RewardSpec
 
@@ -21,16 +23,20 @@ class MathEquiv(RewardSpec):
     """Seconds a comparison may take before it counts as wrong."""
 
     def build(self) -> Callable[..., Any]:
-        raise NotImplementedError
+        from seqtune.rewards.math_equiv import MathEquiv as Checker
+
+        return Checker(self.timeout)
 
 
 class Exact(RewardSpec):
-    """1 if the completion equals the reference answer after normalisation, else 0."""
+    """1 if the completion's answer equals the reference answer after normalisation, else 0."""
 
     name: Literal["exact"] = "exact"
 
     def build(self) -> Callable[..., Any]:
-        raise NotImplementedError
+        from seqtune.rewards.exact import exact
+
+        return exact
 
 
 class Format(RewardSpec):
@@ -40,5 +46,28 @@ class Format(RewardSpec):
     pattern: str
     """Regular expression the whole completion must match (dot matches newlines)."""
 
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
     def build(self) -> Callable[..., Any]:
-        raise NotImplementedError
+        from seqtune.rewards.format import matches
+
+        return partial(matches, pattern=self.pattern)
+
+
+class Custom(RewardSpec):
+    """A Python function of yours: `module:function` or `file.py:function`."""
+
+    name: str = Field(pattern=r"^.+:[A-Za-z_][A-Za-z0-9_]*$")
+    """`package.module:function`, or `path/to/file.py:function` relative to the working directory."""
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.rewards.custom import load
+
+        return load(self.name)

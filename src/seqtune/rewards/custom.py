@@ -1,0 +1,105 @@
+"""A reward written by the user, named `module:function` or `file.py:function`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from hashlib import sha256
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqtune.errors import SeqtuneError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function a name points at, called with the columns its signature takes.
+
+    Args:
+        name: `package.module:function` or `path/to/file.py:function`.
+
+    Raises:
+        SeqtuneError: The module, the file or the function does not exist, importing it fails, it is not callable, or it
+            wants a parameter that is neither `prompts`, `completions` nor a column (at the call).
+    """
+    place, _, attribute = name.rpartition(":")
+    module = _from_file(Path(place).expanduser(), name) if place.endswith(".py") else _from_module(place, name)
+    function = getattr(module, attribute, None)
+    if function is None:
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise SeqtuneError(
+            f"'{place}' has no function '{attribute}'",
+            where=f"reward.name={name}",
+            hint=did_you_mean(attribute, public),
+        )
+    if not callable(function):
+        raise SeqtuneError(f"'{attribute}' of '{place}' cannot be called", where=f"reward.name={name}")
+    return _taking_columns(function, name)
+
+
+def _from_file(path: Path, name: str) -> ModuleType:
+    if not path.is_file():
+        raise SeqtuneError(
+            f"there is no file '{path}'",
+            where=f"reward.name={name}",
+            hint=f"paths are relative to the working directory, {Path.cwd()}",
+        )
+    title = f"seqtune_reward_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = spec_from_file_location(title, path)
+    assert spec is not None  # a .py file always has a loader
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[title] = module  # dataclasses and typing look modules up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[title]
+        raise SeqtuneError(_failed(str(path), error), where=f"reward.name={name}") from error
+    return module
+
+
+def _from_module(place: str, name: str) -> ModuleType:
+    try:
+        return import_module(place)
+    except ModuleNotFoundError as error:
+        raise SeqtuneError(
+            _failed(place, error),
+            where=f"reward.name={name}",
+            hint="install the package, or name a file: reward.name=path/to/file.py:function",
+        ) from error
+    except Exception as error:
+        raise SeqtuneError(_failed(place, error), where=f"reward.name={name}") from error
+
+
+def _failed(place: str, error: Exception) -> str:
+    return f"importing '{place}' fails with {type(error).__name__}: {error}"
+
+
+def _taking_columns(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`function`, given only what its signature takes out of `prompts`, `completions` and the columns."""
+    parameters = inspect.signature(function).parameters.values()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    named = {
+        parameter.name: parameter.default is parameter.empty
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+    def reward(prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
+        given = {"prompts": prompts, "completions": completions, **columns}
+        for parameter, required in named.items():
+            if required and parameter not in given:
+                raise SeqtuneError(
+                    f"reward '{name}' wants '{parameter}', which is no column of the data",
+                    where=f"reward.name={name}",
+                    hint=did_you_mean(parameter, given),
+                )
+        return function(**(given if takes_all else {key: value for key, value in given.items() if key in named}))
+
+    reward.__name__ = name  # what messages call it
+    return reward
