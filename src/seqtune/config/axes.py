@@ -68,6 +68,8 @@ class DataSpec(_DataSpec):
     """Dataset on the hub (`openai/gsm8k` or `openai/gsm8k:main` with a configuration); give this or `path`."""
     path: str | tuple[str, ...] | None = None
     """Local file, folder of a saved dataset, glob, or a list of them: jsonl, json, csv, parquet, arrow, txt (also .gz)."""
+    documents: Literal["line", "paragraph", "file"] = "line"
+    """What one example of a `.txt` file is: a line, the lines between blank lines, or the whole file."""
     format: Format = "text"
     """What an example holds; `seqtune list formats` describes each."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -76,6 +78,8 @@ class DataSpec(_DataSpec):
     """Regular expression whose first group, searched in the answer column, is the answer (`#### (.+)` for GSM8K)."""
     split: str = "train"
     """Split of a hub or saved dataset."""
+    text_by: Literal["paragraph", "line", "file"] = "paragraph"
+    """What one example of a txt file is; paragraphs are set apart by blank lines."""
     eval_path: str | tuple[str, ...] | None = None
     """Held-out examples from their own file instead of `eval_size`."""
     limit: int | None = Field(None, ge=1)
