@@ -66,7 +66,7 @@ def _wrong_gradient(logps, mask, *, denominator):
 
 
 def _half(logps, mask, *, denominator):
-    return -torch.where(mask.bool(), logps, torch.zeros((), dtype=logps.dtype)).sum() / denominator, {}
+    return -torch.where(mask.bool(), logps, torch.zeros((), dtype=logps.dtype)).sum() / (denominator or 1), {}
 
 
 def _ignores_the_denominator(logps, mask, *, denominator):

@@ -116,7 +116,7 @@ def test_worked_gspo() -> None:
 
 def test_worked_gspo_with_the_clip_of_grpo_is_not_grpo() -> None:
     """Nothing is clipped at ε .2: rows -1.030455 * 1.452437 = -1.496670, .666834, .134371, .860708 * .660199 = .568238;
-    mean -.031807, where GRPO has -.003360. Gradient of row 1: -1.496670 / 20 = -.074834, row 4: .568238 / 8 = .07103."""
+    mean -.031807, where GRPO has -.003360. Gradient of row 1: -1.496670 / 20 = -.074834, row 4: .568238 / 8."""
     loss, gradient, _ = f1("sequence", 0.2, 0.2)
     near(loss, -0.031807)
     wanted = torch.tensor([-0.074834, 0.055569, 0.008398, 0.071030]).double().unsqueeze(1) * MASK
