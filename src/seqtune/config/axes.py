@@ -65,9 +65,10 @@ class DataSpec(_DataSpec):
     """Examples read from local files or the hub."""
 
     name: str | None = None
-    """Dataset on the hub (`openai/gsm8k` or `openai/gsm8k:main` with a configuration); give this or `path`."""
+    """Dataset on the hub (`openai/gsm8k`, or `openai/gsm8k:main` with a configuration)."""
     path: str | tuple[str, ...] | None = None
-    """Local file, folder of a saved dataset, glob, or a list of them: jsonl, json, csv, parquet, arrow, txt (also .gz)."""
+    """Local file, folder of a saved dataset, glob, or a list of them: jsonl, json, csv, parquet, arrow, txt (also .gz).
+    Read instead of `name` when both are given."""
     documents: Literal["line", "paragraph", "file"] = "line"
     """What one example of a `.txt` file is: a line, the lines between blank lines, or the whole file."""
     format: Format = "text"
@@ -92,6 +93,8 @@ class TemplateMathSpec(_DataSpec):
     """Word and arithmetic problems from parameterised templates, with worked steps and exact answers."""
 
     name: Literal["template_math"]
+    format: Literal["prompt_completion", "preference"] = "prompt_completion"
+    """`prompt_completion`: the worked answer; `preference`: the worked answer against one with a wrong result."""
     size: int = Field(4096, ge=1)
     """Training problems."""
     eval_size: int = Field(500, ge=0)

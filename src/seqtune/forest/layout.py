@@ -148,8 +148,11 @@ class SegmentForest:
     @cached_property
     def full_pieces_by_depth(self) -> tuple[tuple[Piece, ...], ...]:
         """The full pieces grouped by the depth of the segment they read: query ranges of one group are disjoint."""
-        depth_of = {int(start): int(depth) for start, depth, length in zip(
-            self.cu_seqlens[:-1], self.depths, self.lengths, strict=True) if length}
+        depth_of = {
+            int(start): int(depth)
+            for start, depth, length in zip(self.cu_seqlens[:-1], self.depths, self.lengths, strict=True)
+            if length
+        }
         levels: list[list[Piece]] = [[] for _ in range(int(self.depths.max(initial=-1)) + 1)]
         for piece in self.pieces:
             if not piece.causal:
