@@ -70,8 +70,8 @@ def _within_groups(rewards: Tensor, group_size: int) -> tuple[Tensor, Tensor, Te
         raise ValueError("an infinite reward has no advantage")
     scored = ~torch.isnan(r)
     inf = torch.full_like(r, torch.inf)
-    spread = torch.where(scored, r, -inf).amax(1) - torch.where(scored, r, inf).amin(1)  # -inf without any score
-    comparable = (scored.sum(1) >= 2) & (spread >= EQUAL)
+    spread = torch.where(scored, r, -inf).amax(1) - torch.where(scored, r, inf).amin(1)  # -inf without a score
+    comparable = spread >= EQUAL  # so at least two are scored
     return r - masked_mean(r, scored, dim=1).unsqueeze(1), scored, scored & comparable.unsqueeze(1)
 
 
