@@ -281,6 +281,12 @@ def test_advantages_may_be_one_a_token() -> None:
     near(change, (-1.605191 + 0.847712 + 0.119474 + 0.528159) / 4)
 
 
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+def test_advantages_of_tokens_outside_the_mask_do_not_matter(ratio: str) -> None:
+    poisoned = torch.where(MASK, A.unsqueeze(1), torch.nan)
+    assert_close(f1(ratio, 0.2, 0.2, advantages=poisoned)[:2], f1(ratio, 0.2, 0.2)[:2])
+
+
 def test_a_token_without_a_finite_ratio_is_left_out_and_counted() -> None:
     """Token 1 of row 2 gets log π_old = -inf: the row is the mean of its two other tokens; one of 14 is counted."""
     old = OLD.clone()

@@ -172,7 +172,7 @@ def policy_loss(
     live = asked & finite
     d = masked(d, live)
     a = advantages.to(logps.dtype)
-    a = masked(a.unsqueeze(-1), live.any(-1, keepdim=True)) if a.dim() == 1 else masked(a, live)  # [B, 1] or [B, T]
+    a = a.unsqueeze(-1) if a.dim() == 1 else masked(a, live)  # [B, 1] or [B, T]
 
     w = importance_ratio(LOG_RATIOS[ratio](d, live))  # [B, T] or [B, 1]
     loss = pessimistic_clip(w, a, epsilon_low=epsilon_low, epsilon_high=epsilon_high).expand_as(d)
