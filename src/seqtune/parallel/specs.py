@@ -41,4 +41,7 @@ class Fsdp2(ParallelSpec):
     """Free the gathered weights of a block between its forward and backward pass: less memory, more traffic."""
 
     def build(self) -> dict[str, Any]:
-        raise NotImplementedError
+        return {
+            "fsdp": True,
+            "fsdp_config": {"version": 2, "reshard_after_forward": self.reshard_after_forward},
+        }

@@ -1,0 +1,236 @@
+"""A run from its plan: every stage in order, each from the weights the one before left, and going on after a crash."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from seqtune.errors import SeqtuneError
+from seqtune.report.events import Evaluated, Notice, RunFinished, RunStarted, from_json
+from seqtune.training import ends
+from seqtune.training.common import (
+    COMPLETE,
+    StageRun,
+    barrier,
+    complete_checkpoints,
+    read_marker,
+    stage_folder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from seqtune.config.plan import Plan, Stage
+    from seqtune.report.events import Watch
+    from seqtune.report.run_folder import RunFolder
+
+TRAINERS = {
+    "sft": "seqtune.training.sft:trainer",
+    "preference": "seqtune.training.preference:trainer",
+    "reward": "seqtune.training.reward:trainer",
+    "policy": "seqtune.training.policy:trainer",
+}
+"""By the family of the objective: a function `StageRun -> transformers.Trainer`."""
+
+UNTRAINED = "untrained"
+
+
+def train(plan: Plan, *, folder: RunFolder, watch: Watch) -> None:
+    """Train every stage of a plan.
+
+    Args:
+        plan: The resolved plan; the same as the `plan.yaml` of the folder.
+        folder: A created run folder; everything the run leaves goes there.
+        watch: Told about every event, in this process.
+
+    Raises:
+        SeqtuneError: Anything the user can mend; what was complete before is kept and `resume` goes on from it.
+    """
+    ends.check_chain(plan)
+    with folder.lock():
+        _go(plan, folder, watch)
+
+
+def resume(folder: RunFolder, *, watch: Watch) -> None:
+    """Go on with a run that was interrupted: from the last complete checkpoint of its first unfinished stage.
+
+    What the interrupted run wrote after that checkpoint is dropped and done again, with the same numbers. A finished
+    run is left as it is.
+
+    Raises:
+        SeqtuneError: As `train`.
+    """
+    from seqtune.config.reading import load
+
+    plan = load(folder.plan_text())
+    ends.check_chain(plan)
+    with folder.lock():
+        if (folder.path / "report.html").is_file() and not _unfinished(plan, folder):
+            watch(Notice(f"{folder.path} is finished; there is nothing to resume"))
+            return
+        _drop_incomplete(plan, folder)
+        _go(plan, folder, watch)
+
+
+def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
+    """Train one stage in this process, alone or as one of several under a launcher, and save what it ends with.
+
+    Raises:
+        SeqtuneError: As `train`.
+    """
+    from transformers import set_seed
+
+    from seqtune.data.sources import load as load_data
+    from seqtune.registry import load
+
+    stage = plan.stages[index]
+    _quiet()
+    output = stage_folder(folder, stage.name)
+    output.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = ends.load_start(plan, folder, index)
+    ends.keep_base(plan, folder, index, model)
+    examples = load_data(stage.data)
+    if not len(examples.train):
+        raise SeqtuneError("there are no training examples", where="data", hint="check data.path and data.limit")
+    set_seed(stage.train.seed)
+    saved = complete_checkpoints(output)
+    run = StageRun(
+        stage=stage,
+        index=index,
+        stages=len(plan.stages),
+        folder=folder,
+        watch=watch,
+        model=model,
+        tokenizer=tokenizer,
+        examples=examples,
+        checkpoint=saved[-1] if saved else None,
+    )
+    with _disk_full(folder, stage):
+        trainer = load(TRAINERS[stage.objective.family])(run)
+        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        ends.save_end(trainer, folder, stage.name)
+    barrier()
+
+
+def _go(plan: Plan, folder: RunFolder, watch: Watch) -> None:
+    began = time.monotonic()
+    watch(RunStarted(str(folder.path), tuple(stage.name for stage in plan.stages)))
+    first = plan.stages[0]
+    if first.eval.between_stages:
+        _evaluate(plan, folder, -1, watch)
+    for index, stage in enumerate(plan.stages):
+        if not ends.final(folder, stage.name).is_dir():
+            if stage.parallel.processes > 1:
+                _launch(folder, stage, watch)
+            else:
+                run_stage(plan, folder, index, watch)
+        if stage.eval.between_stages:
+            _evaluate(plan, folder, index, watch)
+    from seqtune.report.html import write_report
+
+    write_report(folder)
+    watch(RunFinished(str(folder.path), time.monotonic() - began))
+
+
+def _launch(folder: RunFolder, stage: Stage, watch: Watch) -> None:
+    from seqtune.parallel.launch import launch
+
+    launch(
+        "seqtune.training.worker",
+        [str(folder.path), stage.name],
+        processes=stage.parallel.processes,
+        log=folder.path / "workers.log",
+        receive=lambda message: watch(from_json(message)),
+    )
+
+
+def _evaluate(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
+    """Measure the model after stage `index` (-1: untrained) as its plan says, once."""
+    from seqtune.data.sources import load as load_data
+    from seqtune.evaluation.evaluate import evaluate
+
+    stage = plan.stages[max(index, 0)]
+    label = stage.name if index >= 0 else UNTRAINED
+    name = f"eval/{label}.json"
+    if (folder.path / name).is_file() or stage.objective.family == "reward":
+        return
+    _quiet()
+    model, tokenizer = ends.load_end(plan, folder, index) if index >= 0 else ends.load_start(plan, folder, 0)
+    rewards = [one.reward for one in (stage, *plan.stages) if one.reward is not None]
+    found = evaluate(
+        model, tokenizer, load_data(stage.data).heldout, stage.eval, rewards[0].build() if rewards else None
+    )
+    results = {key: vars(estimate) for key, estimate in found.metrics.items()}
+    folder.write_json(name, {"label": label, "stage": stage.name, "metrics": results})
+    watch(Evaluated(stage.name, label, results))
+
+
+def _unfinished(plan: Plan, folder: RunFolder) -> list[Stage]:
+    return [stage for stage in plan.stages if not ends.final(folder, stage.name).is_dir()]
+
+
+def _drop_incomplete(plan: Plan, folder: RunFolder) -> None:
+    """Remove what an interruption cut short, and the records of steps that will be done again."""
+    kept = {"metrics": 0, "samples": 0}
+    for stage in plan.stages:
+        output = stage_folder(folder, stage.name)
+        for path in output.glob("checkpoint-*"):
+            if not (path / COMPLETE).is_file():
+                shutil.rmtree(path)
+        for partial in output.glob("*.partial"):
+            shutil.rmtree(partial)
+        place = ends.final(folder, stage.name)
+        good = [place] if place.is_dir() else complete_checkpoints(output)[-1:]
+        kept = read_marker(good[0]) if good else kept
+        if not place.is_dir():
+            break
+    folder.truncate_metrics(kept["metrics"])
+    folder.truncate_samples(kept["samples"])
+
+
+@contextmanager
+def _disk_full(folder: RunFolder, stage: Stage) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _says_disk_full(error, folder.path):
+            raise
+        kept = complete_checkpoints(stage_folder(folder, stage.name))
+        saved = f"the checkpoint of step {read_marker(kept[-1])['step']} is complete and kept" if kept else "nothing of this stage was saved before"
+        raise SeqtuneError(
+            f"the disk is full; {saved}",
+            where=str(folder.path),
+            hint=f"free some space, then seqtune train --resume {folder.path}; train.keep_checkpoints and train.save_every say how much is written",
+        ) from error
+
+
+def _says_disk_full(error: BaseException | None, path: Path) -> bool:
+    """Whether an error, or one it came from, is that of a full disk. safetensors and torch hide the error number."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return True
+        if "os error 28" in str(error) or "No space left on device" in str(error):
+            return True
+        if "PytorchStreamWriter" in str(error) and shutil.disk_usage(path).free < 1 << 20:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _quiet() -> None:
+    """No telemetry, no progress bars and no chatter from the libraries below: the run's own events say it all."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import huggingface_hub.constants
+    import transformers
+
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read at import, which may be long past
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
