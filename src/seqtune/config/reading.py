@@ -17,6 +17,15 @@ from seqtune.config.spec import Spec
 from seqtune.errors import Problem, SeqtuneError, did_you_mean
 from seqtune.registry import Registry, load as load_target
 
+AXIS_SPECS: dict[str, tuple[type[Spec], ...]] = {
+    "model": (ModelSpec, TinyModelSpec),
+    "data": (DataSpec, TemplateMathSpec),
+    "rollout": (RolloutSpec,),
+    "train": (TrainSpec,),
+    "eval": (EvalSpec,),
+}
+"""The specs of the axes no registry extends; where there are two, `name` decides."""
+
 OPTIONAL = ("rollout", "reward")
 """Axes a stage may leave out."""
 
@@ -158,7 +167,7 @@ def _kind(axis: str, value: Mapping[str, Any], stage: ComposedStage) -> type[Spe
         return TinyModelSpec if name == "tiny" else ModelSpec
     if axis == "data":
         return TemplateMathSpec if name == "template_math" else DataSpec
-    return {"rollout": RolloutSpec, "train": TrainSpec, "eval": EvalSpec}[axis]
+    return AXIS_SPECS[axis][0]
 
 
 def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mapping[str, Any]) -> Iterator[_Found]:

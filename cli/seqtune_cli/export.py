@@ -1,0 +1,23 @@
+"""`seqtune export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from seqtune_cli.words import Words, needed, take
+
+
+def export(words: Words = None) -> None:
+    """Write a run's model as plain safetensors, adapters merged: seqtune export run=DIR out=DIR"""
+    from seqtune.errors import SeqtuneError
+
+    taken, rest = take(words, "run", "out")
+    if rest:
+        raise SeqtuneError(f"export takes run= and out= only, not {', '.join(rest)}", where="command line")
+    run, out = needed(taken, "run", "run=runs/RECIPE/TIME"), needed(taken, "out", "out=DIR")
+    from seqtune.training.export import export as write
+    from seqtune_cli.runs import existing
+
+    typer.echo(f"wrote {write(existing(run), Path(out))}")

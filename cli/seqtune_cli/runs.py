@@ -1,0 +1,91 @@
+"""Starting and resuming runs: the run folder, the plan table, and whoever watches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seqtune.errors import SeqtuneError
+from seqtune_cli.words import print_json
+
+if TYPE_CHECKING:
+    from seqtune.config.plan import Plan
+    from seqtune.config.provenance import Composed
+    from seqtune.report.run_folder import RunFolder
+
+
+def dry_run(plan: Plan, *, as_json: bool) -> None:
+    """Print the resolved plan."""
+    from seqtune_cli import render
+
+    if as_json:
+        print_json(plan.model_dump(mode="json"))
+    else:
+        render.plan_table(plan)
+
+
+def start(plan: Plan, composed: Composed, *, out: str | None, quiet: bool, as_json: bool) -> None:
+    """Create the run folder and train.
+
+    Raises:
+        SeqtuneError: As `seqtune.training.run.train`.
+    """
+    from seqtune.config.reading import dump
+    from seqtune.report.environment import describe
+    from seqtune.report.run_folder import new_run_folder
+    from seqtune.training.run import train
+    from seqtune_cli import render
+
+    folder = new_run_folder(Path(plan.recipe).stem, Path(out) if out else None)
+    folder.create(dump(plan), provenance(composed), describe())
+    if not quiet and not as_json:
+        render.plan_table(plan)
+    with render.watching(quiet=quiet, as_json=as_json) as watch:
+        train(plan, folder=folder, watch=watch)
+
+
+def resume(run: Path, *, given: list[str], quiet: bool, as_json: bool) -> None:
+    """Go on with an interrupted run.
+
+    Raises:
+        SeqtuneError: Words were given that a resumed run cannot take, or as `seqtune.training.run.resume`.
+    """
+    if given:
+        raise SeqtuneError(
+            f"a resumed run keeps its plan; it cannot take {', '.join(given)}",
+            where="command line",
+            hint=f"seqtune train --resume {run}",
+        )
+    folder = existing(run)
+    from seqtune.training.run import resume as go_on
+    from seqtune_cli import render
+
+    with render.watching(quiet=quiet, as_json=as_json) as watch:
+        go_on(folder, watch=watch)
+
+
+def existing(run: str | Path) -> RunFolder:
+    """The run folder at a path.
+
+    Raises:
+        SeqtuneError: There is no run folder.
+    """
+    from seqtune.report.run_folder import RunFolder
+
+    path = Path(run).expanduser()
+    if not (path / "plan.yaml").is_file():
+        raise SeqtuneError(f"'{run}' is not a run folder: it holds no plan.yaml", hint="runs/RECIPE/TIME")
+    return RunFolder(path)
+
+
+def provenance(composed: Composed) -> dict[str, object]:
+    """What `provenance.json` records: the recipe, the words, and who set each value of each stage."""
+    recipe = composed.recipe
+    return {
+        "recipe": str(Path(recipe).resolve()) if recipe.endswith((".yaml", ".yml")) or "/" in recipe else recipe,
+        "words": list(composed.words),
+        "origins": {
+            stage.name or "all": {path: str(origin) for path, origin in stage.origins.items()}
+            for stage in composed.stages
+        },
+    }
