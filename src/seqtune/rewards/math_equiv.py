@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 import weakref
-from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -38,7 +37,7 @@ class MathEquiv:
 
     def __init__(self, timeout: float) -> None:
         self._checker = _Checker(timeout)
-        self._readable = lru_cache(maxsize=65536)(self._is_readable)
+        self._mathematics: dict[str, bool] = {}  # by reference; they come again every epoch
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[object]) -> list[float | None]:
         answers = references(columns, "math_equiv")
@@ -58,8 +57,10 @@ class MathEquiv:
             return 0.0
         return float(self._checker.ask({"reference": wanted, "answer": given, "marked": marked}) is True)
 
-    def _is_readable(self, reference: str) -> bool:
-        return self._checker.ask({"reference": reference}) is True
+    def _readable(self, reference: str) -> bool:
+        if reference not in self._mathematics:
+            self._mathematics[reference] = self._checker.ask({"reference": reference}) is True
+        return self._mathematics[reference]
 
 
 def _reading(text: str) -> tuple[str, bool]:

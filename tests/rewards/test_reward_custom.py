@@ -1,0 +1,104 @@
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from seqtune.errors import SeqtuneError
+from seqtune.rewards.specs import Custom
+
+SOURCE = """
+from dataclasses import dataclass
+
+@dataclass
+class Row:
+    text: str
+
+def length(completions):
+    return [float(len(Row(text).text)) for text in completions]
+
+def everything(prompts, completions, **columns):
+    return [float(len(columns)) for _ in completions]
+
+def named(completions, answer, *, bonus=None):
+    return [float(a == c) + (bonus is not None) for a, c in zip(answer, completions)]
+
+weight = 3
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_a_function_in_a_file_gets_the_columns_its_signature_takes(file: Path) -> None:
+    def call(name: str, **columns: list[object]) -> list[float]:
+        return Custom(name=f"{file}:{name}").build()(["p", "q"], ["ab", "c"], **columns)
+
+    assert call("length", answer=["ab", "x"]) == [2, 1]
+    assert call("everything", answer=["ab", "x"], level=[1, 2]) == [2, 2]
+    assert call("named", answer=["ab", "x"], level=[1, 2]) == [1, 0]
+    assert call("named", answer=["ab", "x"], bonus=[1, 2]) == [2, 1]
+
+
+def test_a_missing_column_is_named(file: Path) -> None:
+    with pytest.raises(SeqtuneError, match="wants 'answer', which is no column") as caught:
+        Custom(name=f"{file}:named").build()(["p"], ["a"], answers=["a"])
+    assert "did you mean 'answers'" in caught.value.problems[0].hint
+
+
+def test_a_relative_path_starts_at_the_working_directory(file: Path, monkeypatch) -> None:
+    monkeypatch.chdir(file.parent)
+    assert Custom(name="mine.py:length").build()(["p"], ["abc"]) == [3]
+
+
+def test_a_function_in_a_module(file: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(file.parent))
+    assert Custom(name="mine:length").build()(["p"], ["abc"]) == [3]
+    monkeypatch.delitem(sys.modules, "mine")
+
+
+def test_two_files_of_one_name_are_two_rewards(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "mine.py"
+    other.parent.mkdir()
+    other.write_text("def length(completions):\n    return [0.0] * len(completions)\n")
+    first, second = Custom(name=f"{file}:length").build(), Custom(name=f"{other}:length").build()
+    assert (first(["p"], ["abc"]), second(["p"], ["abc"])) == ([3], [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "hint"),
+    [
+        ("{folder}/none.py:length", "there is no file '{folder}/none.py'", "relative to the working directory"),
+        ("{folder}/mine.py:lenght", "has no function 'lenght'", "did you mean 'length'"),
+        ("{folder}/mine.py:weight", "'weight' of '{folder}/mine.py' cannot be called", ""),
+        ("{folder}/broken.py:length", "fails with SyntaxError", ""),
+        ("{folder}/raising.py:length", "fails with ZeroDivisionError: division by zero", ""),
+        ("no_such_package_here:length", "No module named 'no_such_package_here'", "path/to/file.py:function"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(file: Path, name: str, problem: str, hint: str) -> None:
+    (file.parent / "broken.py").write_text("def length(:\n")
+    (file.parent / "raising.py").write_text("1 / 0\n")
+    with pytest.raises(SeqtuneError) as caught:
+        Custom(name=name.format(folder=file.parent)).build()
+    found = caught.value.problems[0]
+    assert problem.format(folder=file.parent) in found.problem
+    assert hint in found.hint
+    assert found.where.startswith("reward.name=")
+
+
+def test_a_module_that_fails_is_named(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "failing_reward_module.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SeqtuneError, match="'failing_reward_module' fails with ZeroDivisionError"):
+        Custom(name="failing_reward_module:f").build()
+
+
+@pytest.mark.parametrize("name", ["length", ":length", "mine:", "mine:a b", "mine.py"])
+def test_a_name_that_is_no_place_and_function_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        Custom(name=name)

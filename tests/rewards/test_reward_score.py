@@ -1,0 +1,121 @@
+import fractions
+
+import numpy as np
+import pytest
+import torch
+
+from seqtune.errors import SeqtuneError
+from seqtune.rewards import REWARDS
+from seqtune.rewards.score import score
+
+PROMPTS = ["first question", "second question", "third question"]
+COMPLETIONS = ["a", "b", "c"]
+
+
+def check(returned, **columns):
+    def given_back(prompts, completions, **rest):
+        return returned
+
+    return score(given_back, PROMPTS, COMPLETIONS, columns)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, 0.5, None],
+        (True, 0.5, None),
+        [np.float32(1), np.float64(0.5), None],
+        [torch.tensor(1.0), torch.tensor([0.5]), None],
+        [fractions.Fraction(1), fractions.Fraction(1, 2), None],
+    ],
+)
+def test_numbers_of_every_kind_become_floats(returned) -> None:
+    values = check(returned)
+    assert values == [1.0, 0.5, None]
+    assert all(type(value) is float for value in values[:2])
+
+
+@pytest.mark.parametrize("returned", [np.array([1, 0, 2]), torch.tensor([1.0, 0.0, 2.0])])
+def test_arrays_are_lists(returned) -> None:
+    assert check(returned) == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem", "row"),
+    [
+        ([1, float("nan"), 0], "returned nan", "row 1, prompt 'second question'"),
+        ([1, 0, float("-inf")], "returned -inf", "row 2, prompt 'third question'"),
+        (["1", 0, 0], "returned '1', which is not a number", "row 0, prompt 'first question'"),
+        ([0, 0, [1]], "returned [1], which is not a number", "row 2"),
+        ([0, 1j, 0], "which is not a number", "row 1"),
+        ([1, 0], "returned 2 values for 3 completions", "row 2, prompt 'third question'"),
+        ([1, 0, 0, 1], "returned 4 values for 3 completions", "row 2"),
+        (1.0, "returned float for 3 completions", ""),
+        (None, "returned NoneType for 3 completions", ""),
+        ({0: 1, 1: 2, 2: 3}, "returned dict for 3 completions", ""),
+    ],
+)
+def test_what_is_not_one_finite_number_a_row_is_refused_with_the_row(returned, problem: str, row: str) -> None:
+    with pytest.raises(SeqtuneError) as caught:
+        check(returned)
+    found = caught.value.problems[0]
+    assert problem in found.problem
+    assert "'given_back'" in found.problem
+    assert row in found.where
+
+
+def test_a_reward_that_raises_names_the_row_it_raises_on() -> None:
+    def ratio(prompts, completions, size):
+        return [1 / value for value in size]
+
+    with pytest.raises(SeqtuneError, match="'ratio' raised ZeroDivisionError: division by zero") as caught:
+        score(ratio, PROMPTS, COMPLETIONS, {"size": [1, 2, 0]})
+    assert caught.value.problems[0].where == "row 2, prompt 'third question'"
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_reward_that_raises_on_the_batch_only_says_so() -> None:
+    def picky(prompts, completions):
+        if len(completions) > 1:
+            raise ValueError("one at a time")
+        return [1.0]
+
+    with pytest.raises(SeqtuneError, match="one at a time") as caught:
+        score(picky, PROMPTS, COMPLETIONS, {}, name="mine.py:picky")
+    assert caught.value.problems[0].where == "the batch as a whole"
+    assert "'mine.py:picky'" in str(caught.value)
+
+
+def test_a_long_prompt_is_cut() -> None:
+    with pytest.raises(SeqtuneError) as caught:
+        score(lambda prompts, completions: [float("nan")], ["x" * 500], ["a"], {})
+    assert len(caught.value.problems[0].where) < 120
+
+
+def test_a_mendable_error_of_the_reward_passes_through() -> None:
+    exact = REWARDS.load("exact")().build()
+    with pytest.raises(SeqtuneError, match="column 'answer'"):
+        score(exact, PROMPTS, COMPLETIONS, {})
+
+
+def test_the_reward_cannot_change_the_batch() -> None:
+    def emptying(prompts, completions, answer):
+        values = [0.0 for _ in completions]
+        prompts.clear(), completions.clear(), answer.clear()
+        return values
+
+    answers = ["1", "2", "3"]
+    assert score(emptying, PROMPTS, COMPLETIONS, {"answer": answers}) == [0, 0, 0]
+    assert len(answers) == len(PROMPTS) == 3
+
+
+@pytest.mark.parametrize("name", list(REWARDS))
+def test_every_registered_reward_is_deterministic_and_ignores_the_order_of_rows(name: str) -> None:
+    fields = {"pattern": r".*\d"} if name == "format" else {}
+    reward = REWARDS.load(name)(**fields).build()
+    completions = ["#### 5", "", "what \N{SNOWMAN}?", "#### 6"]
+    columns = {"answer": ["5", "5", "5", None], "level": [1, 2, 3, 4]}
+    straight = score(reward, ["p"] * 4, completions, columns)
+    backwards = score(reward, ["p"] * 4, completions[::-1], {key: values[::-1] for key, values in columns.items()})
+    assert backwards[::-1] == straight == score(reward, ["p"] * 4, completions, columns)
+    assert straight[:3] == [1, 0, 0]
