@@ -315,17 +315,22 @@ def _content(row: Row, name: str) -> None:
 def _message(message: Any, name: str) -> Row:
     if not isinstance(message, dict):
         raise BadRow("wrong type", f"{name} is {_kind(message)}, not {{role, content}}")
-    message = {key: value for key, value in message.items() if value is not None}
-    if "from" in message and "value" in message and "role" not in message:
+    turn = clean(message)
+    if "from" in turn and "value" in turn and "role" not in turn:
         raise BadRow("wrong type", f"{name} has 'from' and 'value': rename them to 'role' and 'content'")
-    if not isinstance(message.get("role"), str):
+    if not isinstance(turn.get("role"), str):
         raise BadRow("wrong type", f"{name} has no role")
-    content = message.setdefault("content", "")
+    content = turn.setdefault("content", "")
     if not isinstance(content, str):
         raise BadRow("wrong type", f"{name}.content is {_kind(content)}, not a string")
-    if not content.strip() and not (message["role"] == "system" or message.get("tool_calls")):
+    if not content.strip() and not (turn["role"] == "system" or turn.get("tool_calls")):
         raise BadRow("empty text", f"{name}.content is empty")
-    return message
+    return turn
+
+
+def clean(message: Mapping[str, Any]) -> Row:
+    """A message without its null keys: Arrow gives every message the keys of all, templates ask which are there."""
+    return {name: value for name, value in message.items() if value is not None}
 
 
 def _speaks(messages: list[Row]) -> bool:

@@ -47,9 +47,9 @@ def load(spec: DataSpec | TemplateMathSpec) -> Examples:
     """
     if isinstance(spec, TemplateMathSpec):
         return _template_math(spec)
-    if (spec.name is None) == (spec.path is None):
+    if spec.name is None and spec.path is None:
         raise SeqtuneError(
-            "data has neither a path nor a hub name" if spec.path is None else "data has both a path and a hub name",
+            "data has neither a path nor a hub name",
             "data.path and data.name",
             "give one of them: data.path=examples.jsonl, or data.name=openai/gsm8k",
         )
