@@ -69,8 +69,6 @@ class DataSpec(_DataSpec):
     path: str | tuple[str, ...] | None = None
     """Local file, folder of a saved dataset, glob, or a list of them: jsonl, json, csv, parquet, arrow, txt (also .gz).
     Read instead of `name` when both are given."""
-    documents: Literal["line", "paragraph", "file"] = "line"
-    """What one example of a `.txt` file is: a line, the lines between blank lines, or the whole file."""
     format: Format = "text"
     """What an example holds; `seqtune list formats` describes each."""
     columns: dict[str, str] = Field(default_factory=dict)
