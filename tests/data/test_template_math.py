@@ -85,3 +85,16 @@ def test_too_many_problems_are_refused() -> None:
 def test_an_unknown_template_is_refused_with_a_suggestion() -> None:
     with pytest.raises(SeqtuneError, match="did you mean 'boxes'"):
         problems(spec(templates=("add", "boxe")))
+
+
+def test_pairs_differ_only_in_the_last_result() -> None:
+    answers = {row["prompt"]: row for part in problems(spec()) for row in part}
+    for part in problems(spec(format="preference")):
+        for row in part:
+            right = answers[row["prompt"]]
+            assert row["chosen"] == right["completion"]
+            head, wrong = row["rejected"].rsplit("\n#### ", 1)
+            assert wrong != right["answer"]
+            assert int(wrong) >= 0
+            assert f"{head.removesuffix(wrong)}{right['answer']}\n#### {right['answer']}" == row["chosen"]
+    assert problems(spec(format="preference")) == problems(spec(format="preference"))

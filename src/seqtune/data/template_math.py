@@ -119,6 +119,9 @@ TEMPLATES: dict[str, Callable[[Random, int], Problem]] = {
 def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """`(train, heldout)` rows `{prompt, completion, answer}`; no prompt occurs twice, in either or across them.
 
+    With `format: preference` rows are `{prompt, chosen, rejected}`: the worked answer, and the same steps with a wrong
+    last result.
+
     The held-out problems depend on the seed, the templates and `eval_size` but not on how many are trained on.
 
     Raises:
@@ -145,9 +148,18 @@ def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[st
                 "lower data.size, raise data.max_number, or add names to data.templates",
             )
     drawn = list(rows.values())
+    if spec.format == "preference":
+        drawn = [_pair(row, Random(f"{spec.seed} {row['prompt']}")) for row in drawn]
     return drawn[spec.eval_size :], drawn[: spec.eval_size]
 
 
 def _row(problem: Problem) -> dict[str, str]:
     completion = "\n".join((*problem.steps, f"#### {problem.answer}"))
     return {"prompt": f"{problem.question}\n", "completion": completion, "answer": str(problem.answer)}
+
+
+def _pair(row: dict[str, str], random: Random) -> dict[str, str]:
+    answer = int(row["answer"])
+    wrong = random.choice([n for n in range(max(0, answer - 9), answer + 10) if n != answer])
+    head = row["completion"].removesuffix(f"{answer}\n#### {answer}")
+    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{head}{wrong}\n#### {wrong}"}
