@@ -1,50 +1,107 @@
-"""What recipe packages hold, read from their files alone: fast enough for shell completion."""
+"""Which recipes and groups are installed, found by listing files: no Hydra, so that completion is quick."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from seqtune.errors import SeqtuneError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+SHIPPED = "seqtune_recipes"
 
 
 @dataclass(frozen=True)
-class Source:
-    """A package of recipes: the shipped one, or one behind the entry point `seqtune.recipes`."""
+class Listed:
+    """A recipe or an option of a group.
 
-    module: str
+    Args:
+        name: What a command line says.
+        origin: The distribution that ships it.
+        file: Its YAML file.
+    """
+
+    name: str
     origin: str
-    folder: Path
+    file: Traversable
+
+    @property
+    def summary(self) -> str:
+        """The first comment of the file, without `Purpose:`."""
+        first = self.file.read_text(encoding="utf-8").lstrip().partition("\n")[0]
+        return first.lstrip("# ").removeprefix("Purpose:").strip() if first.startswith("#") else ""
 
 
-def sources() -> list[Source]:
-    """Every package of recipes, the shipped one first."""
-    named = [("seqtune_recipes", "seqtune")]
-    named += [(p.value, p.dist.name if p.dist else p.value) for p in entry_points(group="seqtune.recipes")]
-    found = []
-    for module, origin in named:
-        spec = find_spec(module)
-        if spec is not None and spec.submodule_search_locations:
-            found.append(Source(module, origin, Path(spec.submodule_search_locations[0])))
+@cache
+def packages() -> dict[str, str]:
+    """Importable packages that hold recipes, with the distribution of each: ours, then entry points `seqtune.recipes`.
+
+    Raises:
+        SeqtuneError: A registered package cannot be imported.
+    """
+    found = {SHIPPED: "seqtune"}
+    for point in entry_points(group="seqtune.recipes"):
+        origin = point.dist.name if point.dist else "an unknown distribution"
+        try:
+            import_module(point.value)
+        except ImportError as error:
+            raise SeqtuneError(
+                f"the recipes of '{origin}' cannot be loaded: {error}",
+                where=f"entry point seqtune.recipes: {point.name} = {point.value}",
+                hint=f"reinstall or remove the distribution '{origin}'",
+            ) from error
+        found[point.value] = origin
     return found
 
 
-def recipes() -> dict[str, tuple[Path, str]]:
-    """Whole recipes: name to file and the distribution that ships it."""
-    return {file.stem: (file, source.origin) for source in reversed(sources()) for file in source.folder.glob("*.yaml")}
+@cache
+def recipes() -> dict[str, Listed]:
+    """Whole recipes by name.
+
+    Raises:
+        SeqtuneError: Two distributions ship one name.
+    """
+    return _options(None)
 
 
-def options(group: str) -> list[str]:
-    """The choices of a group (`objective`, `data`, …)."""
-    return sorted({file.stem for source in sources() for file in (source.folder / group).glob("*.yaml")})
+@cache
+def groups() -> dict[str, dict[str, Listed]]:
+    """Options by name, by group (`model`, `data`, …).
+
+    Raises:
+        SeqtuneError: Two distributions ship one name.
+    """
+    names = {
+        entry.name
+        for package in packages()
+        for entry in files(package).iterdir()
+        if entry.is_dir() and not entry.name.startswith(("_", "."))
+    }
+    return {name: options for name in sorted(names) if (options := _options(name))}
 
 
-def groups() -> list[str]:
-    """The groups recipes choose from."""
-    return sorted({f.name for source in sources() for f in source.folder.iterdir() if any(f.glob("*.yaml"))})
-
-
-def purpose(file: Path) -> str:
-    """The first comment line of a recipe or group file."""
-    first = file.read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.lstrip("# ").removeprefix("Purpose: ")
+def _options(group: str | None) -> dict[str, Listed]:
+    found: dict[str, Listed] = {}
+    for package, origin in packages().items():
+        folder = files(package) if group is None else files(package).joinpath(group)
+        if not folder.is_dir():
+            continue
+        for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+            name = entry.name.removesuffix(".yaml")
+            if name == entry.name:
+                continue
+            if name in found:
+                what = "recipe" if group is None else f"{group} group"
+                raise SeqtuneError(
+                    f"the {what} '{name}' is shipped twice",
+                    where=f"{found[name].origin} and {origin}",
+                    hint="uninstall one of them or ask its author to rename it",
+                )
+            found[name] = Listed(name, origin, entry)
+    return found

@@ -24,7 +24,7 @@ def copy(
     target = file or Path(f"{name}.yaml")
     try:
         with target.open("x", encoding="utf-8") as handle:
-            handle.write(known[name][0].read_text(encoding="utf-8"))
+            handle.write(known[name].file.read_text(encoding="utf-8"))
     except FileExistsError:
         raise SeqtuneError(f"{target} exists already", hint=f"name another file: seqtune copy {recipe} FILE") from None
     except OSError as error:

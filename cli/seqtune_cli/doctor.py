@@ -10,8 +10,9 @@ def doctor(as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from seqtune.report.environment import describe
-    from seqtune_cli import render
     from seqtune_kernels.capability import attention_backends
+
+    from seqtune_cli import render
 
     found = {"environment": describe(), "attention": [asdict(backend) for backend in attention_backends()]}
     if as_json:

@@ -28,6 +28,7 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
         recipe, words = taken.get("recipe", "evaluate"), _of_model(taken["model"], words)
     _, plan = plan_of(words, recipe)
     from seqtune.evaluation.run import evaluate_plan
+
     from seqtune_cli import render
 
     out = Path(taken["out"]) if "out" in taken else None
@@ -52,7 +53,7 @@ def _of_run(taken: dict[str, str], words: list[str]) -> tuple[RunFolder, str, li
 
 def _of_model(model: str, words: list[str]) -> list[str]:
     """`model=` names a group option (`tiny`) or any model by hub name or folder."""
-    if model in catalogue.options("model"):
+    if model in catalogue.groups()["model"]:
         return [f"model={model}", *words]
     quoted = model.replace("'", "\\'")
     return [f"model.name='{quoted}'", *words]

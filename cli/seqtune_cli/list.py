@@ -47,8 +47,8 @@ def rows(kind: Kind) -> list[dict[str, Any]]:
     if kind is Kind.recipes:
         from seqtune_cli import catalogue
 
-        files = sorted(catalogue.recipes().items())
-        return [{"name": n, "origin": o, "about": catalogue.purpose(f)} for n, (f, o) in files]
+        listed = [recipe for _, recipe in sorted(catalogue.recipes().items())]
+        return [{"name": one.name, "origin": one.origin, "about": one.summary} for one in listed]
     if kind is Kind.formats:
         from seqtune.data.formats import FORMATS
 

@@ -12,6 +12,7 @@ def pack(words: Words = None, as_json: Json = False) -> None:
     taken, rest = take(words, "recipe", "out")
     _, plan = plan_of(rest, recipe_of(taken))
     from seqtune.training.pack import pack_stage
+
     from seqtune_cli import render
 
     out = Path(taken.get("out", f"packs/{Path(plan.recipe).stem}"))

@@ -9,9 +9,10 @@ from seqtune.errors import SeqtuneError
 from seqtune_cli.words import print_json
 
 if TYPE_CHECKING:
+    from seqtune.report.run_folder import RunFolder
+
     from seqtune.config.plan import Plan
     from seqtune.config.provenance import Composed
-    from seqtune.report.run_folder import RunFolder
 
 
 def dry_run(plan: Plan, *, as_json: bool) -> None:
@@ -30,9 +31,10 @@ def start(plan: Plan, composed: Composed, *, out: str | None, quiet: bool, as_js
     Raises:
         SeqtuneError: As `seqtune.training.run.train`.
     """
-    from seqtune.config.reading import dump
     from seqtune.report.environment import describe
     from seqtune.report.run_folder import new_run_folder
+
+    from seqtune.config.reading import dump
     from seqtune.training.run import train
     from seqtune_cli import render
 

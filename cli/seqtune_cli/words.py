@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,8 @@ import typer
 from seqtune.errors import SeqtuneError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from seqtune.config.plan import Plan
     from seqtune.config.provenance import Composed
 
@@ -29,7 +30,7 @@ def complete(ctx: typer.Context, args: list[str], incomplete: str) -> list[str]:
         if incomplete and len(words) >= 2 and words[-1] == "=":
             key, typed, prefix, sign = words[-2], incomplete, "", "="
     if sign:
-        found = list(catalogue.recipes()) if key == "recipe" else catalogue.options(key)
+        found = catalogue.recipes() if key == "recipe" else catalogue.groups().get(key, {})
         return [f"{prefix}{name}" for name in sorted(found) if name.startswith(typed)]
     groups = catalogue.groups()
     heads = [f"{word}=" for word in ("recipe", "out", "run", *groups) if word.startswith(incomplete)]

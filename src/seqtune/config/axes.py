@@ -167,7 +167,7 @@ class EvalSpec(Spec):
     """What `seqtune eval` (and the run, between stages) measures on held-out examples."""
 
     name: Literal["greedy", "pass_at_k", "perplexity"] = "greedy"
-    """`greedy`: accuracy of the most probable completion; `pass_at_k`: pass@k and maj@k of samples; `perplexity` only."""
+    """`greedy`: accuracy of the most probable completion; `pass_at_k`: pass@k and maj@k of samples; or `perplexity`."""
     items: int | None = Field(None, ge=1)
     """Held-out examples used; None uses all."""
     batch_size: int = Field(64, ge=1)
@@ -179,7 +179,7 @@ class EvalSpec(Spec):
     k: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     """Values of k reported; each at most `samples`."""
     temperature: float = Field(1.0, gt=0)
-    """Of the sampled distribution; greedy decoding ignores nothing because it refuses other values than 1."""
+    """Of the sampled distribution of `pass_at_k`; 1 for the others."""
     seed: int = Field(0, ge=0)
     """Seed of the samples and of the bootstrap."""
     confidence: float = Field(0.95, gt=0, lt=1)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import ValidationError
 
 from seqtune.config.axes import DataSpec, EvalSpec, ModelSpec, RolloutSpec, TemplateMathSpec, TinyModelSpec, TrainSpec
 from seqtune.config.plan import REGISTERED, Plan, Stage
-from seqtune.config.provenance import Composed, ComposedStage
-from seqtune.config.rules import violations
-from seqtune.config.spec import Spec
+from seqtune.config.provenance import MISSING, Composed, ComposedStage, Origin, leaves
+from seqtune.config.rules import between_stages, evaluating, training, unread
 from seqtune.errors import Problem, SeqtuneError, did_you_mean
-from seqtune.registry import Registry, load as load_target
+from seqtune.registry import Registry
+from seqtune.registry import load as load_target
+
+if TYPE_CHECKING:
+    from seqtune.config.spec import Spec
 
 AXIS_SPECS: dict[str, tuple[type[Spec], ...]] = {
     "model": (ModelSpec, TinyModelSpec),
@@ -29,6 +34,8 @@ AXIS_SPECS: dict[str, tuple[type[Spec], ...]] = {
 OPTIONAL = ("rollout", "reward")
 """Axes a stage may leave out."""
 
+Purpose = Literal["train", "eval"]
+
 
 def registry(axis: str) -> Registry:
     """The registry an axis takes its specs from."""
@@ -36,25 +43,37 @@ def registry(axis: str) -> Registry:
     return found
 
 
-def read(composed: Composed) -> Plan:
+def read(composed: Composed, purpose: Purpose = "train") -> Plan:
     """Read composed values into a plan.
 
+    Args:
+        composed: What `compose` made of a command line.
+        purpose: `eval` leaves out the rules that only training has to keep.
+
     Raises:
-        SeqtuneError: With every problem found, each naming its dotted path, its value and who set it.
+        SeqtuneError: With every problem found, each naming its dotted path, its value, who set it and a way out.
     """
     found: dict[str, list[_Found]] = {}
     stages: list[Stage] = []
-    for number, stage in enumerate(composed.stages):
+    for given in composed.stages:
         problems: list[_Found] = []
-        built = _stage(stage, problems)
-        if built is not None and not problems:
-            problems = [_Found(v.fields[0], v.problem, v.hint, v.fields) for v in violations(built, stage)]
-        if built is not None and not problems:
-            stages.append(built)
-        found[stage.name or str(number)] = problems
-    problems = list(_report(composed, found))
-    if problems:
-        raise SeqtuneError.of(problems)
+        stage = _stage(given, problems)
+        if stage is not None:
+            stages.append(stage)
+            rules = training(stage, given) if purpose == "train" else evaluating(stage)
+            problems += [_Found(rule.fields[0], rule.problem, rule.hint, rule.fields) for rule in rules]
+        found[given.name] = problems
+    whole = len(stages) == len(composed.stages)
+    if whole and purpose == "train":
+        for name, rule in between_stages(stages):
+            found[name if name in found else ""].append(_Found(rule.fields[0], rule.problem, rule.hint, rule.fields))
+        for path, why in unread(stages, composed.stages).items():
+            for given in composed.stages:
+                if path in given.origins:
+                    found[given.name].append(_Found(path, f"{path}: nothing reads it; {why}", f"leave {path} out"))
+    problems_said = [*composed.problems, *_report(composed, found)]
+    if problems_said:
+        raise SeqtuneError.of(problems_said)
     return Plan(recipe=composed.recipe, stages=tuple(stages))
 
 
@@ -71,75 +90,84 @@ def load(text: str) -> Plan:
     """
     try:
         values = yaml.safe_load(text)
-        stages = tuple(ComposedStage(s.pop("name"), s) for s in values["stages"])
+        stages = tuple(
+            ComposedStage(stage["name"], {axis: value for axis, value in stage.items() if axis != "name"})
+            for stage in values["stages"]
+        )
         recipe = str(values["recipe"])
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise SeqtuneError(f"plan.yaml is damaged: {error}", hint="start the run again from its recipe") from error
+        raise SeqtuneError(
+            f"plan.yaml is damaged: {str(error).splitlines()[0]}", hint="start the run again from its recipe"
+        ) from error
     return read(Composed(recipe, stages))
 
 
+@dataclass(frozen=True)
 class _Found:
-    """A problem of one stage, before the stages are compared."""
+    """A problem of one stage, before the stages are compared. `fields` are the dotted paths whose origins matter."""
 
-    def __init__(self, path: str, problem: str, hint: str = "", fields: tuple[str, ...] = ()) -> None:
-        self.path, self.problem, self.hint, self.fields = path, problem, hint, fields or (path,)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.path, self.problem
+    path: str
+    problem: str
+    hint: str = ""
+    fields: tuple[str, ...] = ()
 
 
-def _stage(stage: ComposedStage, problems: list[_Found]) -> Stage | None:
-    """One typed stage, or None when an axis could not be read."""
-    values = {key: value for key, value in stage.values.items() if not (key in OPTIONAL and value is None)}
+def _stage(given: ComposedStage, problems: list[_Found]) -> Stage | None:
+    """One typed stage; None after noting why there is none."""
+    values = {key: value for key, value in given.values.items() if not (key in OPTIONAL and value is None)}
     axes = [axis for axis in Stage.model_fields if axis != "name"]
-    for key in values:
-        if key not in axes:
-            problems.append(_Found(key, f"{key}: unknown key", did_you_mean(key, axes)))
-    specs: dict[str, Spec | None] = {}
+    for key in values.keys() - set(axes):
+        for path, value in leaves({key: values[key]}).items():
+            problems.append(
+                _Found(path, f"{path}: there is no '{key}' to set ({_shown(value)})", did_you_mean(key, axes))
+            )
+    specs: dict[str, Spec] = {}
     for axis in axes:
         if axis in values:
-            specs[axis] = _axis(axis, values[axis], stage, problems)
-        elif axis not in OPTIONAL:
-            problems.append(_Found(axis, f"{axis}: missing", f"choose one: {axis}=NAME"))
-    if problems:
+            if spec := _axis(axis, values[axis], given, problems):
+                specs[axis] = spec
+        elif axis not in OPTIONAL and axis not in given.unread:
+            problems.append(_Found(axis, f"{axis}: the recipe chooses none", f"choose one: {axis}=NAME"))
+    if problems or given.unread:
         return None
     objective: Any = specs["objective"]
-    name = stage.name or objective.name
     if objective.family != "policy":
-        specs["rollout"] = None
-    return Stage.model_construct(name=name, **{axis: specs.get(axis) for axis in axes})
-
-
-def _axis(axis: str, value: Any, stage: ComposedStage, problems: list[_Found]) -> Spec | None:
-    if not isinstance(value, Mapping):
+        specs.pop("rollout", None)
+    try:
+        return Stage(name=given.name or objective.name, **specs)  # type: ignore[arg-type]  # each axis its own spec
+    except ValidationError:
+        where = f"stages.{given.name}"
         problems.append(
-            _Found(axis, f"{axis}: {value!r} is not a choice of this group", f"{axis}=NAME or {axis}.FIELD=VALUE")
+            _Found(where, f"{where}: a stage's name has letters, digits, _ and - only", "it names a folder")
         )
         return None
-    unset = list(_unset(value, axis))
-    problems.extend(_Found(path, f"{path}: has no value", f"set it: {path}=VALUE") for path in unset)
+
+
+def _axis(axis: str, value: Any, given: ComposedStage, problems: list[_Found]) -> Spec | None:
+    """The spec of one axis; None after noting what is wrong with it."""
+    if not isinstance(value, Mapping):
+        told = "has no value" if value is None or value == MISSING else f"{_shown(value)} is not a section"
+        problems.append(_Found(axis, f"{axis}: {told}", f"{axis}=NAME chooses one, {axis}.FIELD=VALUE changes it"))
+        return None
+    unset = [path for path, leaf in leaves(value, f"{axis}.").items() if leaf == MISSING]
+    problems += [_Found(path, f"{path}: has to be given", f"{path}=VALUE") for path in unset]
     try:
-        kind = _kind(axis, value, stage)
+        kind = _kind(axis, value, given)
     except SeqtuneError as error:
-        problems.append(_Found(f"{axis}.name", error.problems[0].problem, error.problems[0].hint))
+        if f"{axis}.name" not in unset:
+            path = f"{axis}.name" if f"{axis}.name" in given.origins else axis
+            problems.append(_Found(path, error.problems[0].problem, error.problems[0].hint))
         return None
     try:
-        return kind.model_validate(dict(value))
+        # Strict JSON: "3" is no number and 3 no text, but a list is a tuple. What YAML can say, JSON can.
+        spec = kind.model_validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        problems.extend(p for p in _translate(error, axis, kind, value) if p.path not in unset)
+        problems += [problem for problem in _translate(error, axis, kind, value) if problem.path not in unset]
         return None
+    return None if unset else spec
 
 
-def _unset(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _unset(inner, f"{path}.{key}")
-    elif value == "???":
-        yield path
-
-
-def _kind(axis: str, value: Mapping[str, Any], stage: ComposedStage) -> type[Spec]:
+def _kind(axis: str, value: Mapping[str, Any], given: ComposedStage) -> type[Spec]:
     """The spec class of an axis, chosen by `name` where there is a choice.
 
     Raises:
@@ -148,18 +176,18 @@ def _kind(axis: str, value: Mapping[str, Any], stage: ComposedStage) -> type[Spe
     name = value.get("name")
     if axis in REGISTERED:
         if name is None:
-            raise SeqtuneError(f"{axis}.name: missing", hint=f"choose one: {axis}=NAME")
+            raise SeqtuneError(f"{axis}: the recipe chooses none", hint=f"choose one: {axis}=NAME")
+        chosen = given.named.get(axis)
         if axis == "reward" and isinstance(name, str) and ":" in name:
             custom: type[Spec] = load_target("seqtune.rewards.specs:Custom")
             return custom
         names = registry(axis)
         if name not in names:
             raise SeqtuneError(f"{axis}.name: unknown {axis} '{name}'", hint=did_you_mean(str(name), names))
-        chosen = stage.groups.get(axis)
-        if stage.origin(f"{axis}.name").kind == "command line" and chosen not in (None, name):
+        if chosen not in (None, MISSING, name):
             raise SeqtuneError(
-                f"{axis}.name: '{name}' would keep the other values of '{chosen}'",
-                hint=f"switch all of it: {axis}={name}",
+                f"{axis}.name: '{name}' would keep the other values of the group '{chosen}'",
+                hint=f"{axis}={name} switches the whole group",
             )
         spec: type[Spec] = names.load(str(name))
         return spec
@@ -175,17 +203,20 @@ def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mappi
     said: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for detail in error.errors(include_url=False):
         said[str(detail["loc"][0]) if detail["loc"] else ""].append(detail)  # type: ignore[arg-type]  # a TypedDict
-    who = f"{axis} '{value['name']}'" if "name" in value and axis in REGISTERED else axis
+    named = isinstance(value.get("name"), str) and (axis in REGISTERED or len(AXIS_SPECS[axis]) > 1)
+    who = f"{axis} '{value['name']}'" if named else axis
     for field, details in said.items():
         path = f"{axis}.{field}" if field else axis
         if details[0]["type"] == "extra_forbidden":
-            yield _Found(path, f"{path}: not a field of {who}", did_you_mean(field, kind.model_fields))
+            for leaf, given in leaves({field: value[field]}, f"{axis}.").items():
+                known = did_you_mean(field, kind.model_fields)
+                yield _Found(leaf, f"{leaf}: not a field of {who} ({_shown(given)})", known)
         elif details[0]["type"] == "missing":
-            yield _Found(path, f"{path}: has no value", f"set it: {path}=VALUE")
+            yield _Found(path, f"{path}: has to be given", f"{path}=VALUE")
         else:
-            told = sorted({_sentence(detail) for detail in details})
-            hint = _choice_hint(details[0])
-            yield _Found(path, f"{path}: {value[field]!r} {' or '.join(told)}" if field else f"{path}: {told[0]}", hint)
+            told = " or ".join(sorted({_sentence(detail) for detail in details}))
+            said_of = f"{_shown(value[field])} {told}" if field in value else told
+            yield _Found(path, f"{path}: {said_of}", _way_out(path, value.get(field), details))
 
 
 _SENTENCES = {
@@ -199,7 +230,8 @@ _SENTENCES = {
     "bool_type": "is not true or false",
     "string_type": "is not text",
     "string_too_short": "is empty",
-    "dict_type": "is not a mapping {name: value}",
+    "too_short": "is empty",
+    "dict_type": "is not a mapping {{name: value}}",
     "tuple_type": "is not a list",
     "string_pattern_mismatch": "does not have the form {pattern}",
     "greater_than": "is not above {gt}",
@@ -217,33 +249,65 @@ def _sentence(detail: Mapping[str, Any]) -> str:
     return known.format(**detail.get("ctx", {})) if known else str(detail["msg"])
 
 
-def _choice_hint(detail: Mapping[str, Any]) -> str:
-    if detail["type"] != "literal_error":
-        return ""
-    choices = [c.strip().strip("'") for c in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]
-    return did_you_mean(str(detail["input"]), choices)
+def _way_out(path: str, value: Any, details: Iterable[Mapping[str, Any]]) -> str:
+    """What to write instead, where it can be said."""
+    for detail in details:
+        if detail["type"] == "literal_error":
+            choices = [
+                choice.strip().strip("'") for choice in detail["ctx"]["expected"].replace(" or ", ", ").split(",")
+            ]
+            return did_you_mean(str(detail["input"]), choices)
+        if detail["type"] == "tuple_type" and not isinstance(value, Mapping):
+            return f"{path}=[{value}]"
+        if detail["type"] == "string_type" and isinstance(value, int | float):
+            return f"quote it, for the shell too: \"{path}='{value}'\""
+        bound = {"greater_than_equal": "ge", "less_than_equal": "le"}.get(detail["type"])
+        if bound:
+            side = "least" if bound == "ge" else "most"
+            return f"{path}={detail['ctx'][bound]} at {side}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _report(composed: Composed, found: Mapping[str, list[_Found]]) -> Iterator[Problem]:
-    """Problems of all stages, one line for a problem that every stage has."""
-    stages = dict(zip(found, composed.stages, strict=True))
-    where: dict[tuple[str, str], list[str]] = defaultdict(list)
-    first: dict[tuple[str, str], _Found] = {}
-    for stage, problems in found.items():
-        for problem in problems:
-            where[problem.key].append(stage)
-            first.setdefault(problem.key, problem)
-    for key, problem in first.items():
-        holders = where[key]
-        origins = {path: stages[holders[0]].origin(path) for path in problem.fields}
-        if len(origins) == 1:
-            place = f"set by {next(iter(origins.values()))}" if next(iter(origins.values())).kind != "default" else ""
-        else:
-            place = ", ".join(f"{path} set by {origin}" for path, origin in origins.items())
+    """Problems of all stages, one for those that several stages have."""
+    stages = {stage.name: stage for stage in composed.stages}
+    holders: dict[_Found, list[str]] = defaultdict(list)
+    for name, problems in found.items():
+        for problem in dict.fromkeys(problems):
+            holders[problem].append(name)
+    for problem, names in holders.items():
+        where = _where(problem, stages[names[0]])
         hint = problem.hint
-        if len(holders) < len(stages):
-            place = f"stage {', '.join(holders)}" + (f"; {place}" if place else "")
-            others = [stage for stage in stages if stage not in holders]
-            if origins[problem.fields[0]].kind == "command line" and ": not a field of " in problem.problem:
-                hint = f"for one stage: stages.{others[0]}.{problem.path}=VALUE"
-        yield Problem(problem.problem, place, hint)
+        if len(names) < len(stages):
+            where = f"{where} (stage {', '.join(names)})"
+            other = next((name for name in stages if name not in names and _has(stages[name], problem.path)), None)
+            if other and ": not a field of " in problem.problem and where.startswith("command line"):
+                hint = f"for the stage that has it: stages.{other}.{problem.path}=VALUE"
+        yield Problem(problem.problem, where, hint)
+
+
+def _has(stage: ComposedStage, path: str) -> bool:
+    """Whether `path` is a field of what the stage chose."""
+    axis, _, field = path.partition(".")
+    try:
+        return field.split(".")[0] in _kind(axis, stage.values[axis], stage).model_fields
+    except (SeqtuneError, KeyError):
+        return False
+
+
+def _where(problem: _Found, stage: ComposedStage) -> str:
+    fields = problem.fields or (problem.path,)
+    if len(fields) == 1:
+        return str(_origin(stage, fields[0]) or "")
+    return ", ".join(f"{path}: {_origin(stage, path) or 'not set'}" for path in fields)
+
+
+def _origin(stage: ComposedStage, path: str) -> Origin | None:
+    """Who set `path`; for a section, who said anything in it. None when nobody did."""
+    if "." not in path and path not in stage.origins:
+        return None
+    return stage.origin(path)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seqtune.config.axes import DataSpec, TemplateMathSpec, TinyModelSpec
-from seqtune.config.plan import Stage
-from seqtune.config.provenance import ComposedStage
+from seqtune.config.provenance import RANK
+from seqtune.errors import did_you_mean
+from seqtune.registry import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from seqtune.config.plan import Stage
+    from seqtune.config.provenance import ComposedStage
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,84 @@ class Violation:
     hint: str
 
 
-def violations(stage: Stage, composed: ComposedStage) -> Iterator[Violation]:
-    """Every rule the stage breaks."""
-    for rule in RULES:
+def training(stage: Stage, given: ComposedStage) -> Iterator[Violation]:
+    """Every rule a stage that is to be trained breaks.
+
+    Args:
+        stage: The typed stage.
+        given: What it was read from; tells what was said and what is a default.
+    """
+    for rule in (*DATA_AND_EVALUATION, *TRAINING):
         yield from rule(stage)
-    yield from _unread(stage, composed)
+    for said in SAID:
+        yield from said(stage, given)
+
+
+def evaluating(stage: Stage) -> Iterator[Violation]:
+    """Every rule a stage whose model is only evaluated breaks."""
+    for rule in (*DATA_AND_EVALUATION, _evaluation_judges):
+        yield from rule(stage)
+
+
+def between_stages(stages: Sequence[Stage]) -> Iterator[tuple[str, Violation]]:
+    """Every rule that one stage breaks together with an earlier one, with the name of the later."""
+    for before, stage in pairwise(stages):
+        if before.objective.family == "reward":
+            yield (
+                stage.name,
+                Violation(
+                    f"stage '{stage.name}' cannot start from stage '{before.name}', which ends with a reward model",
+                    ("objective.name",),
+                    "train the reward model last, or in a run of its own",
+                ),
+            )
+        ours, first = (one.model.model_dump(exclude={"dtype", "attention"}) for one in (stage, stages[0]))
+        changed = sorted(key for key in ours.keys() | first.keys() if ours.get(key) != first.get(key))
+        if changed:
+            yield (
+                stage.name,
+                Violation(
+                    f"model.{changed[0]}: stage '{stage.name}' names another model than '{stages[0].name}', "
+                    "but starts from its weights",
+                    (f"model.{changed[0]}",),
+                    "leave the model of a later stage as it is, or make it a run of its own",
+                ),
+            )
+
+
+def unread(stages: Sequence[Stage], given: Sequence[ComposedStage]) -> dict[str, str]:
+    """What the user or a stage's words set and no stage reads: dotted path to the reason.
+
+    Values of a group file or of the recipe may lie idle: a recipe with two stages serves both, `seqtune eval` reads the
+    reward of a supervised recipe. A word asks for an effect, so it must have one in a stage it applies to.
+    """
+    reasons: dict[str, list[str | None]] = {}
+    for stage, composed in zip(stages, given, strict=True):
+        for path, origin in composed.origins.items():
+            if origin.kind in ("command line", "stage") and "." in path:
+                reasons.setdefault(path, []).append(_idle(path, stage))
+    return {path: why[0] for path, why in reasons.items() if why[0] is not None and None not in why}
+
+
+def _idle(path: str, stage: Stage) -> str | None:
+    """Why the stage does not read the value at `path`; None when it does."""
+    axis, _, field = path.partition(".")
+    family, objective = stage.objective.family, stage.objective
+    if axis == "rollout":
+        if family != "policy":
+            return f"objective '{objective.name}' samples no completions"
+        if field.startswith("vllm_") and stage.rollout is not None and stage.rollout.name != "vllm":
+            return f"rollout '{stage.rollout.name}' is not vllm"
+    if axis == "packing" and family != "sft":
+        if field in ("attention", "seed"):
+            return f"objective '{objective.name}' packs no rows"
+        if family == "policy" and field in ("capacity", "on_overflow"):
+            return f"rollout.max_new_tokens bounds the completions of objective '{objective.name}'"
+    if path == "objective.kl" and getattr(objective, "beta", None) == 0:
+        return "objective.beta=0 keeps no reference model"
+    if path == "train.epochs" and stage.train.max_steps is not None:
+        return f"train.max_steps={stage.train.max_steps} decides; train.max_steps=null trains epochs"
+    return None
 
 
 def _ratio_and_aggregation(stage: Stage) -> Iterator[Violation]:
@@ -109,6 +189,29 @@ def _answer_column(stage: Stage) -> Iterator[Violation]:
         )
 
 
+def _chat_renders(stage: Stage) -> Iterator[Violation]:
+    if stage.data.chat and stage.data.format in ("text", "messages"):
+        yield Violation(
+            f"data.chat renders prompts as chat turns, but data of the format '{stage.data.format}' has none",
+            ("data.chat", "data.format"),
+            "data.chat=false",
+        )
+
+
+def _columns_of_the_format(stage: Stage) -> Iterator[Violation]:
+    if not isinstance(stage.data, DataSpec):
+        return
+    entry: Any = load("seqtune.data.formats:FORMATS")[stage.data.format]
+    fields = (*entry.fields, *entry.optional)
+    for column in stage.data.columns:
+        if column not in fields:
+            yield Violation(
+                f"data.columns.{column}: data of the format '{stage.data.format}' has no field '{column}'",
+                (f"data.columns.{column}", "data.format"),
+                did_you_mean(column, fields),
+            )
+
+
 def _groups_fill_batches(stage: Stage) -> Iterator[Violation]:
     objective: Any = stage.objective
     if objective.family != "policy" or stage.rollout is None:
@@ -119,8 +222,8 @@ def _groups_fill_batches(stage: Stage) -> Iterator[Violation]:
         factor = objective.group_size // gcd(objective.group_size, size // train.batch_size)
         fitting = factor * max(1, round(train.batch_size / factor))
         yield Violation(
-            f"train.batch_size × parallel.processes × train.accumulate × rollout.updates = {size} completions a rollout "
-            f"do not make whole groups of objective.group_size={objective.group_size}",
+            f"train.batch_size × parallel.processes × train.accumulate × rollout.updates = {size} completions "
+            f"a rollout do not make whole groups of objective.group_size={objective.group_size}",
             ("train.batch_size", "objective.group_size"),
             f"train.batch_size={fitting}",
         )
@@ -130,7 +233,8 @@ def _lm_head_adapter(stage: Stage) -> Iterator[Violation]:
     targets = getattr(stage.peft, "targets", ())
     if stage.objective.family == "policy" and not isinstance(targets, str) and "lm_head" in targets:
         yield Violation(
-            f"objective '{stage.objective.name}' reads log-probs through a fused LM head, which an adapter on lm_head bypasses",
+            f"objective '{stage.objective.name}' reads log-probs through a fused LM head, "
+            "which an adapter on lm_head bypasses",
             ("peft.targets", "objective.name"),
             "leave lm_head out of peft.targets",
         )
@@ -168,17 +272,12 @@ def _eval_samples(stage: Stage) -> Iterator[Violation]:
 def _eval_between_stages(stage: Stage) -> Iterator[Violation]:
     if not stage.eval.between_stages:
         return
+    yield from _evaluation_judges(stage)
     if not stage.data.eval_size and getattr(stage.data, "eval_path", None) is None:
         yield Violation(
             "eval.between_stages needs held-out examples, and none are held out",
             ("eval.between_stages", "data.eval_size"),
             "data.eval_size=500, or data.eval_path=FILE",
-        )
-    if stage.eval.name != "perplexity" and stage.reward is None:
-        yield Violation(
-            f"eval '{stage.eval.name}' needs a reward to judge completions",
-            ("eval.name", "reward"),
-            "reward=math_equiv",
         )
 
 
@@ -203,7 +302,8 @@ def _tiny_shapes(stage: Stage) -> Iterator[Violation]:
 def _packing_applies(stage: Stage) -> Iterator[Violation]:
     if stage.objective.family != "sft" and stage.packing.name != "none":
         yield Violation(
-            f"objective '{stage.objective.name}' batches padded pairs or completions; packing '{stage.packing.name}' would not be used",
+            f"objective '{stage.objective.name}' batches padded pairs or completions; "
+            f"packing '{stage.packing.name}' would not be used",
             ("packing.name", "objective.name"),
             "packing=none",
         )
@@ -218,31 +318,51 @@ def _evaluates_during_training(stage: Stage) -> Iterator[Violation]:
         )
 
 
-def _unread(stage: Stage, composed: ComposedStage) -> Iterator[Violation]:
-    """Values the user set on an axis that nothing in the stage reads."""
-    unread = {}
-    if stage.objective.family != "policy":
-        unread["rollout"] = "only policy objectives sample completions"
-    if stage.objective.family != "policy" and stage.eval.name == "perplexity":
-        unread["reward"] = "neither the objective nor the evaluation scores completions"
-    for axis, why in unread.items():
-        for path, origin in composed.origins.items():
-            if path.startswith(f"{axis}.") and origin.kind in ("command line", "stage"):
-                yield Violation(f"{path}: nothing reads it; {why}", (path,), f"leave {path} out")
+def _evaluation_judges(stage: Stage) -> Iterator[Violation]:
+    if stage.eval.name == "perplexity":
+        return
+    if stage.reward is None:
+        yield Violation(
+            f"eval '{stage.eval.name}' needs a reward to judge completions",
+            ("eval.name", "reward"),
+            "reward=math_equiv, or eval=perplexity",
+        )
+    if stage.data.format not in ("prompt_answer", "prompt_completion"):
+        yield Violation(
+            f"eval '{stage.eval.name}' needs prompts to complete; data of the format '{stage.data.format}' has none",
+            ("data.format", "eval.name"),
+            "data of the format prompt_answer or prompt_completion, or eval=perplexity",
+        )
 
 
-RULES: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
+def _two_sources(stage: Stage, given: ComposedStage) -> Iterator[Violation]:
+    data = stage.data
+    said = RANK[given.origin("data.name").kind] >= RANK[given.origin("data.path").kind]
+    if isinstance(data, DataSpec) and data.name is not None and data.path is not None and said:
+        yield Violation(
+            "data.path and data.name both say where the examples are",
+            ("data.name", "data.path"),
+            "leave one out; data.path is read instead of the data.name of a group",
+        )
+
+
+DATA_AND_EVALUATION: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _one_source,
-    _format_fits,
     _answer_column,
+    _chat_renders,
+    _columns_of_the_format,
+    _eval_samples,
+    _tiny_shapes,
+)
+TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
+    _format_fits,
     _policy_needs,
     _ratio_and_aggregation,
     _groups_fill_batches,
     _lm_head_adapter,
     _sharded_float16,
     _packing_applies,
-    _eval_samples,
     _eval_between_stages,
     _evaluates_during_training,
-    _tiny_shapes,
 )
+SAID: tuple[Callable[[Stage, ComposedStage], Iterator[Violation]], ...] = (_two_sources,)

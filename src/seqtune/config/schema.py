@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from seqtune.config.plan import REGISTERED, Stage
 from seqtune.config.reading import AXIS_SPECS, registry
-from seqtune.config.spec import Spec
 from seqtune.registry import load
+
+if TYPE_CHECKING:
+    from seqtune.config.spec import Spec
 
 
 def recipe_schema() -> dict[str, Any]:
