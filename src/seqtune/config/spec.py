@@ -43,7 +43,7 @@ class ObjectiveSpec(Spec):
 
 
 class PackingSpec(Spec):
-    """How token sequences share rows. `build()` returns a function `lengths -> bins` on integers."""
+    """How token sequences share rows. `build()` returns a function of integers, lengths to bins."""
 
     name: str
     """Name in the registry `packings`."""
@@ -59,7 +59,7 @@ class PackingSpec(Spec):
     """Folder written by `seqtune pack`: training reads it and tokenises nothing."""
 
     def build(self) -> Any:
-        """The packer: `lengths -> list of bins of indices`."""
+        """The packer: `(lengths, capacity, seed) -> seqtune.packing.best_fit.Bins`."""
         raise NotImplementedError
 
 

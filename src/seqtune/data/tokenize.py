@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -152,7 +155,8 @@ class _Chat:
             mask = np.zeros(len(ids), dtype=bool)
             ended = 0
             for start, end in spans:
-                mask |= (starts >= start) & (ends <= end) & (ends > starts)
+                # Some tokenizers cut blanks off the offsets: a token of blanks alone then has an empty place after them.
+                mask |= (starts >= start) & (ends <= end) & ((ends > starts) | (starts > start))
                 stops = [start + match.start() for match in re.finditer(re.escape(self._stop), text[start:end])]
                 ended += sum(bool(mask[(starts >= stop) & (starts < stop + len(self._stop))].any()) for stop in stops)
             turns = sum(message["role"] == "assistant" for message in messages[first:])
@@ -192,10 +196,14 @@ class _Chat:
         return len(before), stop + len(self._stop)
 
     def _stop_text(self) -> str:
-        """What the template writes after an answer, without blanks: the text of the end-of-turn token."""
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-        text = self.render(messages, {})
-        return text[text.rfind(_PROBE) + len(_PROBE) :].strip()
+        """What the template writes after an answer, without blanks: the text of the end-of-turn token.
+
+        Only what it writes both at the end and before another turn: some templates end a whole conversation otherwise.
+        """
+        question = {"role": "user", "content": "?"}
+        talk = [question, {"role": "assistant", "content": _PROBE}]
+        tails = [self.render(messages, {}).rpartition(_PROBE)[2] for messages in (talk, [*talk, question])]
+        return commonprefix(tails).strip()
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], answer: bool, *, marks: bool = False
@@ -250,3 +258,20 @@ def _table(batch: list[dict[str, Any]], coded: list[Coded]) -> pa.Table:
     if batch and WHERE in batch[0]:
         table = table.append_column(WHERE, pa.array([row[WHERE] for row in batch], type=pa.string()))
     return table
+
+
+def fingerprints(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """sha256 of what decides a tokenizer's ids (vocabulary, rules, special tokens), and of its chat template ("" without)."""
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules.pop("padding", None)  # state of the last call, not of the tokenizer
+        rules.pop("truncation", None)
+    else:
+        rules = tokenizer.get_vocab()
+    canonical = json.dumps([rules, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+    return _sha256(canonical), _sha256(template) if template else ""
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
