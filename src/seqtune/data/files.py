@@ -195,6 +195,13 @@ def _json(path: Path, lines: Iterable[str]) -> Iterator[Raw]:
             ) from error
         yield f"{path}:{line}", _checked(value)
         at = _blank(text, end + 1) if text[end] == "," else end
+    rest = _blank(text, at + 1)
+    if rest < len(text):
+        raise SeqtuneError(
+            "broken JSON: more text after the end of the list",
+            f"{path}:{1 + text.count(chr(10), 0, rest)}",
+            "keep one list, or write one object a line (jsonl)",
+        )
 
 
 def _blank(text: str, at: int) -> int:

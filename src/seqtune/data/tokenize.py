@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -155,7 +155,7 @@ class _Chat:
             mask = np.zeros(len(ids), dtype=bool)
             ended = 0
             for start, end in spans:
-                # Some tokenizers cut blanks off the offsets: a token of blanks alone then has an empty place after them.
+                # Some tokenizers cut blanks off the offsets: a token of blanks alone then has an empty place.
                 mask |= (starts >= start) & (ends <= end) & ((ends > starts) | (starts > start))
                 stops = [start + match.start() for match in re.finditer(re.escape(self._stop), text[start:end])]
                 ended += sum(bool(mask[(starts >= stop) & (starts < stop + len(self._stop))].any()) for stop in stops)
@@ -198,12 +198,15 @@ class _Chat:
     def _stop_text(self) -> str:
         """What the template writes after an answer, without blanks: the text of the end-of-turn token.
 
-        Only what it writes both at the end and before another turn: some templates end a whole conversation otherwise.
+        Only the tokens it writes both at the end and before another turn: some templates close a talk with more.
         """
         question = {"role": "user", "content": "?"}
         talk = [question, {"role": "assistant", "content": _PROBE}]
         tails = [self.render(messages, {}).rpartition(_PROBE)[2] for messages in (talk, [*talk, question])]
-        return commonprefix(tails).strip()
+        coded = self._tokenizer(tails, add_special_tokens=False, return_offsets_mapping=True)
+        both = zip(coded["offset_mapping"][0], *coded["input_ids"], strict=False)
+        ends = [end for (_, end), _, _ in takewhile(lambda token: token[1] == token[2], both)]
+        return tails[0][: ends[-1]].strip() if ends else ""
 
     def _render(
         self, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], answer: bool, *, marks: bool = False
