@@ -1,0 +1,70 @@
+"""From the examples of a stage to packed rows: what `seqtune pack` writes and what an SFT stage trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqtune.data import sources
+from seqtune.data.tokenize import fingerprints, tokenize
+from seqtune.packing import artefact
+from seqtune.packing.pack import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from seqtune.config.plan import Stage
+    from seqtune.packing.pack import Packed
+
+
+def packed_for(stage: Stage, examples: Dataset, tokenizer: PreTrainedTokenizerBase, *, heldout: bool = False) -> Packed:
+    """The rows of a stage: read from `packing.path`, or tokenised and packed here.
+
+    Args:
+        stage: Says how rows are packed, and of what.
+        examples: Training or held-out examples; not looked at when they are read from a pack.
+        tokenizer: Of the model.
+        heldout: Whether these are the held-out examples, which a pack does not hold.
+
+    Raises:
+        SeqtuneError: As `tokenize` and `pack`; or the pack is damaged, or was made otherwise than the stage says.
+    """
+    if stage.packing.path is not None and not heldout:
+        return artefact.read(Path(stage.packing.path).expanduser(), stage.packing, _origin(stage, tokenizer))
+    return pack(tokenize(examples, tokenizer), stage.packing)
+
+
+def pack_stage(stage: Stage, out: Path, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
+    """Tokenise and pack the training examples of a stage into a folder.
+
+    Args:
+        stage: Its model gives the tokenizer.
+        out: The folder; a pack that is there is replaced.
+        progress: Told the part done, 0 to 1.
+
+    Returns:
+        The counts of `Packed`, `skipped` (bad rows by reason) and `folder`.
+
+    Raises:
+        SeqtuneError: The data, the tokenizer or the folder is at fault.
+    """
+    from seqtune.models.load import load_tokenizer
+
+    tell = progress or (lambda done: None)
+    tokenizer = load_tokenizer(stage.model)
+    examples = sources.load(stage.data)
+    tell(0.2)
+    sequences = tokenize(examples.train, tokenizer)
+    tell(0.8)
+    packed = pack(sequences, stage.packing)
+    artefact.write(out, packed, stage.packing, _origin(stage, tokenizer))
+    tell(1.0)
+    return {"folder": str(out), **packed.counts, "skipped": examples.skipped}
+
+
+def _origin(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> artefact.Origin:
+    rules, template = fingerprints(tokenizer)
+    return artefact.Origin(rules, template, stage.data.model_dump(mode="json"), sources.fingerprints(stage.data))
