@@ -16,7 +16,18 @@ PACKAGES = {"seqtune": "src", "seqtune_cli": "cli", "seqtune_kernels": "kernels"
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(out), "."]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        ".",
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return zipfile.ZipFile(next(out.glob("seqtune-*.whl")))
 
@@ -51,4 +62,6 @@ def test_one_command_and_its_licence(wheel: zipfile.ZipFile) -> None:
 
 @pytest.mark.parametrize("folder", ["cli", "kernels", "recipes"])
 def test_no_package_shadows_another(folder: str) -> None:
-    assert not (ROOT / folder / "__init__.py").exists(), f"a top-level package '{folder}' would shadow others of the name"
+    assert not (ROOT / folder / "__init__.py").exists(), (
+        f"a top-level package '{folder}' would shadow others of the name"
+    )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shipped_recipes import Recipe, shipped
+
 import seqtune_recipes
 from seqtune.config.reading import dump, read
 from seqtune_cli.compose import compose
-from shipped_recipes import Recipe, shipped
 
 FOLDER = Path(__file__).parents[1] / "golden" / "plans"
 RECIPES = shipped(Path(seqtune_recipes.__file__).parent)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FIELDS = ("Purpose", "Hardware and memory", "Launch", "Override", "Numbers")
 """What every header says, in this order."""

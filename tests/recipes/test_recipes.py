@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+import yaml
+from shipped_recipes import FIELDS, Recipe
 
 import golden
-import pytest
 import seqtune_recipes
-import yaml
-from seqtune.config.reading import AXIS_SPECS, load, read, registry
 from seqtune.config.plan import REGISTERED
+from seqtune.config.reading import AXIS_SPECS, load, read, registry
 from seqtune_cli.compose import compose
 from seqtune_cli.main import main
-from shipped_recipes import FIELDS, Recipe
+
+if TYPE_CHECKING:
+    from seqtune.config.spec import Spec
 
 FOLDER = Path(seqtune_recipes.__file__).parent
 GROUP_FILES = sorted(FOLDER.glob("*/*.yaml"))
@@ -67,19 +72,17 @@ def test_group_file_sets_fields_of_its_spec_and_nothing_it_would_have_anyway(fil
     assert text.startswith("# "), "the first line says what it is, for `seqtune list` and completion"
     axis, values = file.parent.name, yaml.safe_load(text)
     name = values.get("name")
-    if axis in REGISTERED:
-        spec = registry(axis).load(name)
-    else:
-        kinds = AXIS_SPECS[axis]
-        spec = next((k for k in kinds if k.model_fields.get("name") and name in _literals(k)), kinds[-1])
+    kinds = (registry(axis).load(name),) if axis in REGISTERED else AXIS_SPECS[axis]
+    spec = next((kind for kind in kinds if "name" in values and name in _names(kind)), kinds[0])
     unknown = set(values) - set(spec.model_fields)
     assert not unknown
     repeated = {key for key, value in values.items() if key != "name" and spec.model_fields[key].default == value}
     assert not repeated, "the spec's default says so already"
 
 
-def _literals(kind: type) -> tuple[object, ...]:
-    return getattr(kind.model_fields["name"].annotation, "__args__", ())  # type: ignore[attr-defined]
+def _names(kind: type[Spec]) -> tuple[object, ...]:
+    """The names a spec is for, where its `name` is one of a few."""
+    return get_args(kind.model_fields["name"].annotation)
 
 
 def test_every_recipe_of_a_big_model_trains_all_weights_with_the_words_in_its_header() -> None:
@@ -87,10 +90,12 @@ def test_every_recipe_of_a_big_model_trains_all_weights_with_the_words_in_its_he
     assert len(big) == 4
     for recipe in big:
         words = [w.strip(",.;") for w in recipe.header["Hardware and memory"].split() if "=" in w]
-        plan = read(compose([*recipe.words, *words], recipe.name))
+        plan, adapters = (read(compose([*recipe.words, *more], recipe.name)) for more in (words, []))
         assert plan.stages[0].peft.name == "full"
         assert plan.stages[0].parallel.name == "fsdp2"
-        assert plan.stages[0].train.learning_rate < read(compose(recipe.words, recipe.name)).stages[0].train.learning_rate
+        assert (
+            plan.stages[0].train.learning_rate < read(compose(recipe.words, recipe.name)).stages[0].train.learning_rate
+        )
 
 
 @pytest.mark.parametrize("recipe", ["grpo_qwen4b", "gspo_qwen4b"])

@@ -1,0 +1,204 @@
+"""Build the documentation into site/: `make docs`.
+
+Pages are copied to build/docs. On the way the commands in their `console run` blocks are run and answered by what they
+print, and the pages about recipes and fields are written from the recipes and the specs, so none of it can go stale.
+A command that fails, a broken link and any warning stop the build.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+import seqtune_recipes
+from seqtune.config.plan import REGISTERED, Stage
+from seqtune.config.reading import AXIS_SPECS, registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from seqtune.config.spec import Spec
+
+ROOT = Path(__file__).parents[1]
+PAGES, STAGED = ROOT / "docs", ROOT / "build" / "docs"
+RECIPES = Path(seqtune_recipes.__file__).parent
+sys.path.insert(0, str(ROOT / "tests" / "recipes"))
+
+TYPES = {
+    "integer": "int",
+    "number": "float",
+    "string": "text",
+    "boolean": "true or false",
+    "object": "mapping",
+    "null": "null",
+}
+LIMITS = {
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "exclusiveMaximum": "<",
+    "multipleOf": "multiple of",
+}
+RUN = re.compile(r"^```console run(?: exit=(\d+))?\n(.*?)^```$", re.M | re.S)
+
+
+def main() -> None:
+    """Stage every page, then build the site."""
+    shutil.rmtree(STAGED, ignore_errors=True)
+    shutil.copytree(PAGES, STAGED, ignore=shutil.ignore_patterns("*.py", "__pycache__", "examples"))
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(PAGES / "examples", Path(folder), dirs_exist_ok=True)
+        for page in STAGED.rglob("*.md"):
+            page.write_text(answered(page.read_text(encoding="utf-8"), Path(folder)), encoding="utf-8")
+    (STAGED / "recipes.md").write_text("\n".join(recipes()), encoding="utf-8")
+    (STAGED / "configuration.md").write_text("\n".join(configuration()), encoding="utf-8")
+    built = subprocess.run(
+        [sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    if built.returncode:  # zensical ends its report with a traceback of its own
+        raise SystemExit(built.stderr.split("Traceback (most recent call last)")[0])
+
+
+def answered(text: str, folder: Path) -> str:
+    """A page with the output of its commands.
+
+    Raises:
+        SystemExit: A command exits with another code than the page says.
+    """
+
+    def answer(block: re.Match[str]) -> str:
+        lines = []
+        for line in block[2].splitlines():
+            lines.append(line)
+            if line.startswith("$ "):
+                lines.append(printed(shlex.split(line.removeprefix("$ ")), int(block[1] or 0), folder))
+        return "\n".join(["```console", *lines, "```"])
+
+    return RUN.sub(answer, text)
+
+
+def printed(command: list[str], code: int, folder: Path) -> str:
+    """What a command prints, as a page shows it."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode != code:
+        raise SystemExit(f"{shlex.join(command)} exited {done.returncode}, the page says {code}:\n{done.stdout}")
+    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+
+
+def recipes() -> Iterator[str]:
+    """The page of recipes, from their headers and the first lines of the group files."""
+    from shipped_recipes import shipped
+
+    yield "# Recipes\n"
+    yield "`seqtune copy recipe=NAME` writes one into a local file, ready to edit. [Concepts](concepts.md) says how"
+    yield "they are put together; [Configuration](configuration.md) lists every field.\n"
+    yield "## Whole recipes\n"
+    for recipe in shipped(RECIPES):
+        yield f"### {recipe.name}\n\n{link(recipe.header['Purpose'])}\n"
+        yield f"```console\n$ {recipe.header['Launch']}\n```\n"
+        for field in ("Hardware and memory", "Numbers"):
+            yield f"- {field}: {link(recipe.header[field])}"
+        yield f"- Try also: `{recipe.header['Override']}`\n"
+        yield f'??? note "{recipe.file.name}"\n'
+        body = [line for line in recipe.file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        yield "\n".join(f"    {line}" for line in ["```yaml", *body, "```"]) + "\n"
+    yield "## Groups\n\nThe options of each group, chosen in a recipe's `defaults` or by a word such as `peft=lora`.\n"
+    for axis in Stage.model_fields:
+        files = sorted((RECIPES / axis).glob("*.yaml"))
+        if files:
+            yield f"### {axis}\n\n| word | what it is | values it sets |\n|---|---|---|"
+            for file in files:
+                first, _, rest = file.read_text(encoding="utf-8").partition("\n")
+                values = [f"`{k}: {v}`" for k, v in yaml.safe_load(rest).items() if k != "name"]
+                yield f"| `{axis}={file.stem}` | {link(first.lstrip('# '))} | {cell(', '.join(values))} |"
+            yield ""
+
+
+def configuration() -> Iterator[str]:
+    """The reference of every field, from the specs."""
+    yield "# Configuration\n"
+    yield "Every field a recipe or a word on the command line can set. A key that is not here is refused, with the"
+    yield "nearest one as a suggestion. `seqtune schema FILE` writes the same as JSON Schema, for editors.\n"
+    for axis in Stage.model_fields:
+        if axis in REGISTERED:
+            named = {name: registry(axis).load(name) for name in registry(axis)}
+        else:
+            named = {f"{axis} {i}": spec for i, spec in enumerate(AXIS_SPECS.get(axis, ()))}
+        if not named:
+            continue
+        yield f"## {axis}\n"
+        for name, spec in named.items():
+            title = f"{axis}={name}" if axis in REGISTERED else ""
+            yield from fields(axis, title, spec)
+
+
+def fields(axis: str, title: str, spec: type[Spec]) -> Iterator[str]:
+    """The table of one spec."""
+    if title:
+        yield f"### {title}\n"
+    yield f"{link((spec.__doc__ or '').strip())}\n"
+    yield "| field | type | default | meaning |\n|---|---|---|---|"
+    properties = spec.model_json_schema()["properties"]
+    for name, field in spec.model_fields.items():
+        default = "required" if field.is_required() else f"`{literal(field.get_default(call_default_factory=True))}`"
+        about = " ".join((field.description or "").split())
+        yield f"| `{axis}.{name}` | {cell(kind(properties[name]))} | {cell(default)} | {cell(link(about))} |"
+    yield ""
+
+
+def kind(schema: dict[str, Any]) -> str:
+    """A JSON Schema type in words: `int ≥ 1`, `sft or dpo`."""
+    if "anyOf" in schema:
+        return " or ".join(kind(one) for one in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    limits = {
+        "minimum": "≥",
+        "exclusiveMinimum": ">",
+        "maximum": "≤",
+        "exclusiveMaximum": "<",
+        "multipleOf": "multiple of",
+    }
+    found = [f"{sign} {schema[key]:g}" for key, sign in limits.items() if key in schema]
+    if schema.get("type") == "array":
+        return f"list of {kind(schema.get('items', {}))}"
+    return " ".join([TYPES[str(schema["type"])], *found])
+
+
+def literal(value: object) -> str:
+    """A default as a recipe writes it."""
+    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+    return text.removesuffix("...\n").strip()
+
+
+def cell(text: str) -> str:
+    """Text that fits a table cell."""
+    return text.replace("|", "\\|")
+
+
+def link(text: str) -> str:
+    """Text whose addresses and arXiv numbers are links."""
+    text = re.sub(r"(?<![<(\[])(https?://[^\s,)]+[^\s,).:])", r"<\1>", text)
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+if __name__ == "__main__":
+    main()
