@@ -9,10 +9,9 @@ from seqtune.errors import SeqtuneError
 from seqtune_cli.words import print_json
 
 if TYPE_CHECKING:
-    from seqtune.report.run_folder import RunFolder
-
     from seqtune.config.plan import Plan
     from seqtune.config.provenance import Composed
+    from seqtune.report.run_folder import RunFolder
 
 
 def dry_run(plan: Plan, *, as_json: bool) -> None:
@@ -31,15 +30,16 @@ def start(plan: Plan, composed: Composed, *, out: str | None, quiet: bool, as_js
     Raises:
         SeqtuneError: As `seqtune.training.run.train`.
     """
+    from seqtune.config.provenance import provenance
+    from seqtune.config.reading import dump
     from seqtune.report.environment import describe
     from seqtune.report.run_folder import new_run_folder
-
-    from seqtune.config.reading import dump
     from seqtune.training.run import train
     from seqtune_cli import render
 
     folder = new_run_folder(Path(plan.recipe).stem, Path(out) if out else None)
-    folder.create(dump(plan), provenance(composed), describe())
+    names = tuple(stage.name for stage in plan.stages)
+    folder.create(dump(plan), provenance(composed, names), describe())
     if not quiet and not as_json:
         render.plan_table(plan)
     with render.watching(quiet=quiet, as_json=as_json) as watch:
@@ -78,16 +78,3 @@ def existing(run: str | Path) -> RunFolder:
     if not (path / "plan.yaml").is_file():
         raise SeqtuneError(f"'{run}' is not a run folder: it holds no plan.yaml", hint="runs/RECIPE/TIME")
     return RunFolder(path)
-
-
-def provenance(composed: Composed) -> dict[str, object]:
-    """What `provenance.json` records: the recipe, the words, and who set each value of each stage."""
-    recipe = composed.recipe
-    return {
-        "recipe": str(Path(recipe).resolve()) if recipe.endswith((".yaml", ".yml")) or "/" in recipe else recipe,
-        "words": list(composed.words),
-        "origins": {
-            stage.name or "all": {path: str(origin) for path, origin in stage.origins.items()}
-            for stage in composed.stages
-        },
-    }

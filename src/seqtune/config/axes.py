@@ -101,6 +101,8 @@ class TemplateMathSpec(_DataSpec):
     """Names of the templates to draw from; empty means all of them."""
     max_number: int = Field(20, ge=2)
     """Largest number a problem states."""
+    worked: float = Field(1.0, ge=0, le=1)
+    """Share of the completions that work the problem out; the others state the answer at once."""
 
 
 class RolloutSpec(Spec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,7 +106,8 @@ def provenance(composed: Composed, names: tuple[str, ...] = ()) -> dict[str, Any
     """
     labels = names or tuple(stage.name for stage in composed.stages)
     return {
-        "recipe": composed.recipe,
+        # A recipe's file is found again from any directory, a recipe's name is looked up.
+        "recipe": str(Path(composed.recipe).absolute()) if composed.recipe.endswith(".yaml") else composed.recipe,
         "words": list(composed.words),
         "origins": {
             label: {path: str(stage.origin(path)) for path in sorted(leaves(stage.values))}

@@ -202,21 +202,24 @@ def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mappi
     """Pydantic's errors in plain words, one for each field."""
     said: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for detail in error.errors(include_url=False):
-        said[str(detail["loc"][0]) if detail["loc"] else ""].append(detail)  # type: ignore[arg-type]  # a TypedDict
+        first, *rest = [str(part) for part in detail["loc"]] or [""]
+        # Inside a mapping the next part is its key; elsewhere it is a list's index or a union's branch.
+        said[f"{first}.{rest[0]}" if rest and isinstance(value.get(first), Mapping) else first].append(detail)
     named = isinstance(value.get("name"), str) and (axis in REGISTERED or len(AXIS_SPECS[axis]) > 1)
     who = f"{axis} '{value['name']}'" if named else axis
     for field, details in said.items():
         path = f"{axis}.{field}" if field else axis
         if details[0]["type"] == "extra_forbidden":
             for leaf, given in leaves({field: value[field]}, f"{axis}.").items():
-                known = did_you_mean(field, kind.model_fields)
+                known = did_you_mean(field, set(kind.model_fields) - {"name"})
                 yield _Found(leaf, f"{leaf}: not a field of {who} ({_shown(given)})", known)
         elif details[0]["type"] == "missing":
             yield _Found(path, f"{path}: has to be given", f"{path}=VALUE")
         else:
+            given = leaves(value).get(field, value.get(field, MISSING))
             told = " or ".join(sorted({_sentence(detail) for detail in details}))
-            said_of = f"{_shown(value[field])} {told}" if field in value else told
-            yield _Found(path, f"{path}: {said_of}", _way_out(path, value.get(field), details))
+            said_of = told if given == MISSING else f"{_shown(given)} {told}"
+            yield _Found(path, f"{path}: {said_of}", _way_out(path, given, details))
 
 
 _SENTENCES = {
@@ -286,7 +289,8 @@ def _report(composed: Composed, found: Mapping[str, list[_Found]]) -> Iterator[P
             where = f"{where} (stage {', '.join(names)})"
             other = next((name for name in stages if name not in names and _has(stages[name], problem.path)), None)
             if other and ": not a field of " in problem.problem and where.startswith("command line"):
-                hint = f"for the stage that has it: stages.{other}.{problem.path}=VALUE"
+                value = leaves(stages[names[0]].values).get(problem.path)
+                hint = f"for the stage that has it: stages.{other}.{problem.path}={_shown(value)}"
         yield Problem(problem.problem, where, hint)
 
 
