@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +48,7 @@ def launch(
 
     Raises:
         SeqtuneError: The one a worker raised.
-        RuntimeError: A worker failed otherwise; carries the end of the log.
+        RuntimeError: A worker failed otherwise; carries its traceback, or the end of the log if it left none.
     """
     with tempfile.TemporaryDirectory(prefix="seqtune-") as folder, log.open("ab") as output:
         scratch = Path(folder)
@@ -108,10 +109,12 @@ def _failure(scratch: Path, log: Path, start: int, processes: int) -> Exception:
         left = scratch / f"problems-{rank}.json"
         if left.is_file():
             return SeqtuneError.of(Problem(**problem) for problem in json.loads(left.read_text()))
+    found = [(rank, scratch / f"traceback-{rank}.txt") for rank in range(processes)]
+    crashes = [f"worker {rank}:\n{left.read_text()}" for rank, left in found if left.is_file()]
     with log.open("rb") as lines:
         lines.seek(start)
         tail = lines.read().decode(errors="replace").splitlines()[-LOG_LINES:]
-    return RuntimeError("a worker process failed; the end of " + "\n".join([f"{log}:", *tail]))
+    return RuntimeError("\n".join(["a worker process failed", *(crashes or tail), f"its output: {log}"]))
 
 
 @contextmanager
@@ -137,6 +140,9 @@ def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
             temporary.write_text(json.dumps([asdict(problem) for problem in error.problems]))
             os.replace(temporary, scratch / f"problems-{rank}.json")
             raise SystemExit(2) from error
+        except Exception:
+            (scratch / f"traceback-{rank}.txt").write_text(traceback.format_exc())
+            raise
 
 
 def _end_with_launcher(lifeline: Path) -> None:

@@ -171,4 +171,3 @@ def _load_scorer(
         saved, dtype=resolve_dtype(stage.model.dtype, compute_device()), use_safetensors=True
     )
     return model.to(place).eval()  # type: ignore[no-any-return]
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasets import Dataset
 
@@ -46,44 +46,46 @@ def _pairs(run: StageRun, examples: Dataset) -> Dataset:
             where="data.format",
             hint="data.format=preference",
         )
-    sides = {side: _completions(run, examples, side) for side in SIDES}
-    rows = []
+    places = examples[WHERE] if WHERE in examples.column_names else [f"pair {n}" for n in range(1, len(examples) + 1)]
+    sides = (_completions(run, examples, side, places) for side in SIDES)
+    found: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     overlong: list[str] = []
-    for where, (prompt, chosen) in sides["chosen"].items():
-        if where not in sides["rejected"]:
-            continue
-        other, rejected = sides["rejected"][where]
-        if len(other) < len(prompt):  # a template may end the two prompts differently: keep what they share
-            prompt, chosen = other, [*prompt[len(other) :], *chosen]
-        elif len(prompt) < len(other):
-            rejected = [*other[len(prompt) :], *rejected]
-        room = run.stage.packing.capacity - len(prompt)
-        if max(len(chosen), len(rejected)) > room:
+    for where, chosen, rejected in zip(places, *sides, strict=True):
+        # A chat template may end the two prompts differently: what they share is the prompt.
+        start = min(chosen.start, rejected.start)
+        room = run.stage.packing.capacity - start
+        completions = [side.ids[start:] for side in (chosen, rejected)]
+        if max(map(len, completions)) > room:
             overlong.append(where)
             if run.stage.packing.on_overflow != "truncate" or room < 1:
                 continue
-        rows.append({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]})
+        for name, ids in zip(found, (chosen.ids[:start], *completions), strict=True):
+            found[name].append(ids[:room] if name != "prompt_ids" else ids)
     _report(run, overlong)
-    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in columns})
+    return Dataset.from_dict(found)
 
 
-def _completions(run: StageRun, examples: Dataset, side: str) -> dict[str, tuple[list[int], list[int]]]:
-    """Prompt and completion of one side by the place of its row."""
-    columns = ["prompt", side, *({WHERE} & set(examples.column_names))]
-    renamed = examples.select_columns(columns).rename_column(side, "completion")
-    found = {}
-    on_error = getattr(run.stage.data, "on_error", "error")
-    for row in tokenize(renamed, run.tokenizer, on_error=on_error):
+class _Side(NamedTuple):
+    ids: list[int]
+    """Prompt and completion, up to the last token that is trained."""
+    start: int
+    """Where the completion starts."""
+
+
+def _completions(run: StageRun, examples: Dataset, side: str, places: list[str]) -> list[_Side]:
+    # Tokenised as SFT tokenises a prompt and its completion.
+    renamed = examples.select_columns(["prompt", side, *({WHERE} & set(examples.column_names))])
+    found = []
+    for where, row in zip(places, tokenize(renamed.rename_column(side, "completion"), run.tokenizer), strict=True):
         ids, mask = row["input_ids"], row["loss_mask"]
         start, stop = mask.index(True), len(mask) - mask[::-1].index(True)
         if not all(mask[start:stop]):
             raise SeqtuneError(
                 f"the {side} completion holds more than one assistant turn",
-                where=row[WHERE],
+                where=where,
                 hint="move all turns but the last into the prompt",
             )
-        found[row[WHERE]] = (ids[:start], ids[start:stop])
+        found.append(_Side(ids[:stop], start))
     return found
 
 

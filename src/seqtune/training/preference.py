@@ -10,6 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
+from seqtune.packing.pack import IGNORED
 from seqtune.training.common import (
     Measured,
     StageRun,
@@ -23,11 +24,12 @@ from seqtune.training.pairs import pairs
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED = -100
-
 
 class Preference(Supervised, DPOTrainer):  # type: ignore[misc]  # TRL is untyped
     """`DPOTrainer` whose loss is the plan's objective on summed log-probs of the pair under model and reference."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset  # `pairs` has tokenised it; TRL would look for the text
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
         # Every step takes the same number of pairs, so the step's count is known without asking the other processes.

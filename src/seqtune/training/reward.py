@@ -54,9 +54,9 @@ def scorer(model: PreTrainedModel, *, pad_token_id: int, seed: int) -> PreTraine
     config = type(model.config).from_dict(model.config.to_dict())
     config.num_labels, config.pad_token_id = 1, pad_token_id
     config._attn_implementation = model.config._attn_implementation
-    config.name_or_path = model.config.name_or_path
     set_seed(seed)
     made = AutoModelForSequenceClassification.from_config(config, dtype=model.dtype)
+    made.name_or_path = model.name_or_path
     body = made.base_model_prefix
     getattr(made, body).load_state_dict(getattr(model, body).state_dict())
     return made.to(model.device)  # type: ignore[no-any-return]
@@ -70,7 +70,9 @@ def trainer(run: StageRun) -> Reward:
     """
     stage = run.stage
     train, heldout = pairs(run)
-    train, heldout = (None if rows is None else rows.map(whole, remove_columns="prompt_ids") for rows in (train, heldout))
+    train, heldout = (
+        None if rows is None else rows.map(whole, remove_columns="prompt_ids") for rows in (train, heldout)
+    )
     adapter = stage.peft.build()
     if adapter is not None:
         adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]

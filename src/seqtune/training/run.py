@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import time
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def train(plan: Plan, *, folder: RunFolder, watch: Watch) -> None:
     """
     ends.check_chain(plan)
     with folder.lock():
-        _go(plan, folder, watch)
+        _go(plan, folder, folder.recording(watch))
 
 
 def resume(folder: RunFolder, *, watch: Watch) -> None:
@@ -74,7 +75,7 @@ def resume(folder: RunFolder, *, watch: Watch) -> None:
             watch(Notice(f"{folder.path} is finished; there is nothing to resume"))
             return
         _drop_incomplete(plan, folder)
-        _go(plan, folder, watch)
+        _go(plan, folder, folder.recording(watch))
 
 
 def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
@@ -138,8 +139,15 @@ def _go(plan: Plan, folder: RunFolder, watch: Watch) -> None:
 
 
 def _launch(folder: RunFolder, stage: Stage, watch: Watch) -> None:
+    from seqtune.models.load import compute_device
     from seqtune.parallel.launch import launch
 
+    if stage.parallel.name == "fsdp2" and compute_device().type == "cpu":
+        raise SeqtuneError(
+            "fsdp2 needs accelerators: on a CPU accelerate shards nothing and trains with ddp without a word",
+            where="parallel.name",
+            hint=f"parallel=ddp parallel.processes={stage.parallel.processes}",
+        )
     launch(
         "seqtune.training.worker",
         [str(folder.path), stage.name],
@@ -201,7 +209,11 @@ def _disk_full(folder: RunFolder, stage: Stage) -> Iterator[None]:
         if not _says_disk_full(error, folder.path):
             raise
         kept = complete_checkpoints(stage_folder(folder, stage.name))
-        saved = f"the checkpoint of step {read_marker(kept[-1])['step']} is complete and kept" if kept else "nothing of this stage was saved before"
+        saved = (
+            f"the checkpoint of step {read_marker(kept[-1])['step']} is complete and kept"
+            if kept
+            else "nothing of this stage was saved before"
+        )
         raise SeqtuneError(
             f"the disk is full; {saved}",
             where=str(folder.path),
@@ -234,3 +246,5 @@ def _quiet() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    # peft asks transformers under a name that transformers 5.20 deprecated.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

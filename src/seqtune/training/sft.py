@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from trl import SFTConfig, SFTTrainer
 
-from seqtune.errors import SeqtuneError
+from seqtune.packing.pack import IGNORED
 from seqtune.training.common import (
     Measured,
     StageRun,
     Supervised,
     at_start,
+    check_length,
     optimiser_steps,
     training_arguments,
 )
+from seqtune.training.pack import packed_for
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-
-    from seqtune.config.spec import PackingSpec
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,28 @@ class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
             metrics,
             weight=trained,
             # TRL's own collator (flash attention) joins rows without padding and counts nothing.
-            tokens=inputs["tokens"].sum() if "tokens" in inputs else inputs["input_ids"].new_tensor(inputs["input_ids"].numel()),
+            tokens=inputs["tokens"].sum()
+            if "tokens" in inputs
+            else inputs["input_ids"].new_tensor(inputs["input_ids"].numel()),
             aux=self.router_aux_loss_coef * outputs.aux_loss if self.aux_loss_enabled else None,
         )
+
+
+def rows(run: StageRun, examples: Dataset, *, heldout: bool) -> Dataset:
+    """Examples as packed rows: `input_ids`, `labels` and `seq_lengths`.
+
+    Raises:
+        SeqtuneError: The examples cannot be trained on, or a document is longer than a row or than the model reads.
+    """
+    spec = run.stage.packing
+    packed = packed_for(run.stage, examples, run.tokenizer, heldout=heldout)
+    check_length(run, max(max(lengths) for lengths in packed.dataset["seq_lengths"]))
+    lost = {name: packed.counts[name] for name in ("dropped", "truncated", "split") if name in packed.counts}
+    run.notice(
+        f"{'held-out' if heldout else 'training'} data: {packed.counts['documents']} documents in {packed.counts['rows']} rows of {spec.capacity} tokens, "
+        f"{packed.counts['fill']:.1%} full{f', {lost}' if lost else ''}"
+    )
+    return packed.dataset
 
 
 def trainer(run: StageRun) -> Sft:
@@ -98,8 +115,8 @@ def trainer(run: StageRun) -> Sft:
         SeqtuneError: There is nothing to train on, or rows are longer than the model can read.
     """
     stage = run.stage
-    train = rows(run.examples.train, run, heldout=False)
-    heldout = rows(run.examples.heldout, run, heldout=True) if len(run.examples.heldout) else None
+    train = rows(run, run.examples.train, heldout=False)
+    heldout = rows(run, run.examples.heldout, heldout=True) if len(run.examples.heldout) else None
     flash = "flash" in run.model.config._attn_implementation
     return Sft(
         run,
