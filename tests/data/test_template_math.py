@@ -23,15 +23,13 @@ def solve(question: str) -> int:
     if "shares" in question:
         assert numbers[0] % numbers[1] == 0
         return numbers[0] // numbers[1]
-    have = numbers[0]
-    rest = numbers[1:]
+    have = numbers.pop(0)
     if "boxes of" in question:
-        have *= rest.pop(0)
-    if "buys" in question:
-        have += rest.pop(0)
-    if "gives away" in question:
-        have -= rest.pop(0)
-    assert not rest, question
+        have *= numbers.pop(0)
+    for verb, sign in (("buys", 1), ("gives", -1), ("finds", 1)):  # in the order the templates tell them
+        if verb in question:
+            have += sign * numbers.pop(0)
+    assert not numbers, question
     return have
 
 
@@ -71,6 +69,13 @@ def test_all_templates_are_used_unless_named() -> None:
     train, _ = problems(spec(size=500))
     assert any("shares" in row["prompt"] for row in train)
     assert any("*" in row["prompt"] for row in train)
+
+
+def test_the_share_of_worked_completions() -> None:
+    train, _ = problems(spec(size=2000, worked=0.4))
+    terse = [row for row in train if row["completion"] == f"#### {row['answer']}"]
+    assert abs(len(terse) / 2000 - 0.6) < 0.05  # 4.5 standard errors
+    assert not [row for row in problems(spec())[0] if row["completion"].startswith("#")]
 
 
 def test_too_many_problems_are_refused() -> None:

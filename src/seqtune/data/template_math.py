@@ -2,9 +2,10 @@
 
 A prompt ends with a line break; its completion is the steps, one a line, then `#### answer` as in GSM8K:
 
-    Ann has 12 pens and buys 7 more. How many pens?
+    Ann has 12 pens, buys 7, gives 4. How many?
     12 + 7 = 19
-    #### 19
+    19 - 4 = 15
+    #### 15
 """
 
 from __future__ import annotations
@@ -34,71 +35,93 @@ class Problem(NamedTuple):
 
 
 def _add(random: Random, most: int) -> Problem:
-    a, b = random.randint(1, most), random.randint(1, most)
-    return Problem(f"{a} + {b} = ?", (f"{a} + {b} = {a + b}",), a + b)
+    a, b = _numbers(random, most, 2)
+    return _solved(f"{a} + {b} = ?", a, ("+", b))
 
 
 def _subtract(random: Random, most: int) -> Problem:
     a = random.randint(1, most)
     b = random.randint(1, a)
-    return Problem(f"{a} - {b} = ?", (f"{a} - {b} = {a - b}",), a - b)
+    return _solved(f"{a} - {b} = ?", a, ("-", b))
 
 
 def _multiply(random: Random, most: int) -> Problem:
-    a, b = random.randint(1, most), random.randint(1, most)
-    return Problem(f"{a} * {b} = ?", (f"{a} * {b} = {a * b}",), a * b)
+    a, b = _numbers(random, most, 2)
+    return _solved(f"{a} * {b} = ?", a, ("*", b))
 
 
 def _add_subtract(random: Random, most: int) -> Problem:
-    a, b = random.randint(1, most), random.randint(1, most)
+    a, b = _numbers(random, most, 2)
     c = random.randint(1, min(most, a + b))
-    return Problem(f"{a} + {b} - {c} = ?", (f"{a} + {b} = {a + b}", f"{a + b} - {c} = {a + b - c}"), a + b - c)
+    return _solved(f"{a} + {b} - {c} = ?", a, ("+", b), ("-", c))
+
+
+def _chain(random: Random, most: int) -> Problem:
+    a, b, d = _numbers(random, most, 3)
+    c = random.randint(1, min(most, a + b))
+    return _solved(f"{a} + {b} - {c} + {d} = ?", a, ("+", b), ("-", c), ("+", d))
 
 
 def _buy(random: Random, most: int) -> Problem:
-    name, things = random.choice(_NAMES), random.choice(_THINGS)
-    a, b = random.randint(1, most), random.randint(1, most)
-    question = f"{name} has {a} {things} and buys {b} more. How many {things}?"
-    return Problem(question, (f"{a} + {b} = {a + b}",), a + b)
+    a, b = _numbers(random, most, 2)
+    return _solved(f"{_owner(random, a)} and buys {b}. How many?", a, ("+", b))
 
 
 def _give(random: Random, most: int) -> Problem:
-    name, things = random.choice(_NAMES), random.choice(_THINGS)
     a = random.randint(1, most)
     b = random.randint(1, a)
-    question = f"{name} has {a} {things} and gives away {b}. How many {things} are left?"
-    return Problem(question, (f"{a} - {b} = {a - b}",), a - b)
-
-
-def _boxes(random: Random, most: int) -> Problem:
-    name, things = random.choice(_NAMES), random.choice(_THINGS)
-    a, b = random.randint(1, most), random.randint(1, most)
-    question = f"{name} has {a} boxes of {b} {things}. How many {things}?"
-    return Problem(question, (f"{a} * {b} = {a * b}",), a * b)
-
-
-def _share(random: Random, most: int) -> Problem:
-    name, things = random.choice(_NAMES), random.choice(_THINGS)
-    friends = random.randint(1, most)
-    each = random.randint(1, most // friends)
-    question = f"{name} shares {friends * each} {things} among {friends}. How many {things} each?"
-    return Problem(question, (f"{friends * each} / {friends} = {each}",), each)
+    return _solved(f"{_owner(random, a)} and gives {b}. How many?", a, ("-", b))
 
 
 def _buy_give(random: Random, most: int) -> Problem:
-    name, things = random.choice(_NAMES), random.choice(_THINGS)
-    a, b = random.randint(1, most), random.randint(1, most)
+    a, b = _numbers(random, most, 2)
     c = random.randint(1, min(most, a + b))
-    question = f"{name} has {a} {things}, buys {b} and gives away {c}. How many {things} are left?"
-    return Problem(question, (f"{a} + {b} = {a + b}", f"{a + b} - {c} = {a + b - c}"), a + b - c)
+    return _solved(f"{_owner(random, a)}, buys {b}, gives {c}. How many?", a, ("+", b), ("-", c))
+
+
+def _buy_give_find(random: Random, most: int) -> Problem:
+    a, b, d = _numbers(random, most, 3)
+    c = random.randint(1, min(most, a + b))
+    question = f"{_owner(random, a)}, buys {b}, gives {c}, finds {d}. How many?"
+    return _solved(question, a, ("+", b), ("-", c), ("+", d))
+
+
+def _boxes(random: Random, most: int) -> Problem:
+    a, b = _numbers(random, most, 2)
+    return _solved(f"{random.choice(_NAMES)} has {a} boxes of {b} {random.choice(_THINGS)}. How many?", a, ("*", b))
 
 
 def _boxes_give(random: Random, most: int) -> Problem:
-    name, things = random.choice(_NAMES), random.choice(_THINGS)
-    a, b = random.randint(1, most), random.randint(1, most)
+    a, b = _numbers(random, most, 2)
     c = random.randint(1, min(most, a * b))
-    question = f"{name} has {a} boxes of {b} {things} and gives away {c}. How many {things} are left?"
-    return Problem(question, (f"{a} * {b} = {a * b}", f"{a * b} - {c} = {a * b - c}"), a * b - c)
+    question = f"{random.choice(_NAMES)} has {a} boxes of {b} {random.choice(_THINGS)}, gives {c}. How many?"
+    return _solved(question, a, ("*", b), ("-", c))
+
+
+def _share(random: Random, most: int) -> Problem:
+    friends = random.randint(1, most)
+    all_of_them = friends * random.randint(1, most // friends)
+    name, things = random.choice(_NAMES), random.choice(_THINGS)
+    question = f"{name} shares {all_of_them} {things} among {friends}. How many each?"
+    return _solved(question, all_of_them, ("/", friends))
+
+
+def _numbers(random: Random, most: int, count: int) -> list[int]:
+    return [random.randint(1, most) for _ in range(count)]
+
+
+def _owner(random: Random, count: int) -> str:
+    return f"{random.choice(_NAMES)} has {count} {random.choice(_THINGS)}"
+
+
+def _solved(question: str, value: int, *operations: tuple[str, int]) -> Problem:
+    """The problem whose answer comes from applying the operations to `value` one after the other."""
+    steps = []
+    for sign, operand in operations:
+        result = {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[sign]
+        steps.append(f"{value} {sign} {operand} = {result}")
+        value = result
+    return Problem(question, tuple(steps), value)
 
 
 TEMPLATES: dict[str, Callable[[Random, int], Problem]] = {
@@ -106,12 +129,14 @@ TEMPLATES: dict[str, Callable[[Random, int], Problem]] = {
     "subtract": _subtract,
     "multiply": _multiply,
     "add_subtract": _add_subtract,
+    "chain": _chain,
     "buy": _buy,
     "give": _give,
-    "boxes": _boxes,
-    "share": _share,
     "buy_give": _buy_give,
+    "buy_give_find": _buy_give_find,
+    "boxes": _boxes,
     "boxes_give": _boxes_give,
+    "share": _share,
 }
 """Name -> function `(random, max_number) -> Problem`; no number of a question is above `max_number`."""
 
@@ -136,8 +161,7 @@ def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[st
     rows: dict[str, dict[str, str]] = {}
     misses = 0
     while len(rows) < asked:
-        problem = TEMPLATES[random.choice(names)](random, spec.max_number)
-        row = _row(problem)
+        row = _row(TEMPLATES[random.choice(names)](random, spec.max_number), worked=random.random() < spec.worked)
         misses = misses + 1 if row["prompt"] in rows else 0
         rows.setdefault(row["prompt"], row)
         if misses == _PATIENCE:
@@ -153,13 +177,14 @@ def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[st
     return drawn[spec.eval_size :], drawn[: spec.eval_size]
 
 
-def _row(problem: Problem) -> dict[str, str]:
-    completion = "\n".join((*problem.steps, f"#### {problem.answer}"))
-    return {"prompt": f"{problem.question}\n", "completion": completion, "answer": str(problem.answer)}
+def _row(problem: Problem, *, worked: bool) -> dict[str, str]:
+    lines = (*problem.steps, f"#### {problem.answer}") if worked else (f"#### {problem.answer}",)
+    return {"prompt": f"{problem.question}\n", "completion": "\n".join(lines), "answer": str(problem.answer)}
 
 
 def _pair(row: dict[str, str], random: Random) -> dict[str, str]:
     answer = int(row["answer"])
     wrong = random.choice([n for n in range(max(0, answer - 9), answer + 10) if n != answer])
-    head = row["completion"].removesuffix(f"{answer}\n#### {answer}")
-    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{head}{wrong}\n#### {wrong}"}
+    head = row["completion"].removesuffix(f"#### {answer}").removesuffix(f"{answer}\n")
+    last_step = f"{wrong}\n" if head else ""
+    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{head}{last_step}#### {wrong}"}
