@@ -139,21 +139,18 @@ def configuration() -> Iterator[str]:
     yield "nearest one as a suggestion. `seqtune schema FILE` writes the same as JSON Schema, for editors.\n"
     for axis in Stage.model_fields:
         if axis in REGISTERED:
-            named = {name: registry(axis).load(name) for name in registry(axis)}
-        else:
-            named = {f"{axis} {i}": spec for i, spec in enumerate(AXIS_SPECS.get(axis, ()))}
-        if not named:
-            continue
-        yield f"## {axis}\n"
-        for name, spec in named.items():
-            title = f"{axis}={name}" if axis in REGISTERED else ""
-            yield from fields(axis, title, spec)
+            yield f"## {axis}\n"
+            for name in registry(axis):
+                yield f"### {axis}={name}\n"
+                yield from fields(axis, registry(axis).load(name))
+        elif axis in AXIS_SPECS:
+            yield f"## {axis}\n"
+            for spec in AXIS_SPECS[axis]:
+                yield from fields(axis, spec)
 
 
-def fields(axis: str, title: str, spec: type[Spec]) -> Iterator[str]:
+def fields(axis: str, spec: type[Spec]) -> Iterator[str]:
     """The table of one spec."""
-    if title:
-        yield f"### {title}\n"
     yield f"{link((spec.__doc__ or '').strip())}\n"
     yield "| field | type | default | meaning |\n|---|---|---|---|"
     properties = spec.model_json_schema()["properties"]
@@ -170,14 +167,7 @@ def kind(schema: dict[str, Any]) -> str:
         return " or ".join(kind(one) for one in schema["anyOf"])
     if "const" in schema or "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
-    limits = {
-        "minimum": "≥",
-        "exclusiveMinimum": ">",
-        "maximum": "≤",
-        "exclusiveMaximum": "<",
-        "multipleOf": "multiple of",
-    }
-    found = [f"{sign} {schema[key]:g}" for key, sign in limits.items() if key in schema]
+    found = [f"{sign} {schema[key]:g}" for key, sign in LIMITS.items() if key in schema]
     if schema.get("type") == "array":
         return f"list of {kind(schema.get('items', {}))}"
     return " ".join([TYPES[str(schema["type"])], *found])
