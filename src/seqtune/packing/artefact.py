@@ -1,4 +1,4 @@
-"""Packed rows on disk: a folder with `pack.json` and Arrow stream files, which `datasets.Dataset.from_file` also opens."""
+"""Packed rows on disk: a folder with `pack.json` and Arrow streams that `datasets.Dataset.from_file` also opens."""
 
 from __future__ import annotations
 
@@ -80,6 +80,8 @@ def write(folder: Path, packed: Packed, spec: PackingSpec, origin: Origin) -> No
     except OSError as error:
         raise SeqtuneError(f"the pack cannot be written: {error.strerror or error}", str(folder)) from error
     finally:
+        if old.exists() and not folder.exists():
+            old.replace(folder)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -97,9 +99,16 @@ def read(folder: Path, spec: PackingSpec, origin: Origin) -> Packed:
             difference is named.
     """
     manifest = _manifest(folder)
-    _compare(folder, manifest, spec, origin)
+    try:
+        _compare(folder, manifest, spec, origin)
+        return Packed(_rows(folder, manifest["shards"]), manifest["counts"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"{MANIFEST} is not as it was written ({error})") from error
+
+
+def _rows(folder: Path, shards: list[dict[str, Any]]) -> datasets.Dataset:
     parts = []
-    for shard in manifest["shards"]:
+    for shard in shards:
         path = folder / shard["name"]
         if not path.is_file():
             raise _damaged(folder, f"shard '{shard['name']}' is missing")
@@ -110,7 +119,7 @@ def read(folder: Path, spec: PackingSpec, origin: Origin) -> Packed:
         if _sha256(path) != shard["sha256"]:
             raise _damaged(folder, f"shard '{shard['name']}' was altered: its sha256 differs from {MANIFEST}")
         parts.append(datasets.Dataset.from_file(str(path)))
-    return Packed(datasets.concatenate_datasets(parts), manifest["counts"])
+    return datasets.concatenate_datasets(parts)
 
 
 def _write_shard(path: Path, table: pa.Table) -> dict[str, Any]:
