@@ -1,4 +1,4 @@
-"""Models and tokenizers from a spec: the hub, a folder, or the tiny one made here. Weights come from safetensors only."""
+"""Models and tokenizers from a spec: the hub, a folder, or the tiny one made here. Only safetensors are read."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             **_source(spec, folder), dtype=dtype, attn_implementation=attention, use_safetensors=True
         )
-    return model.to(place).eval()  # type: ignore[no-any-return]  # transformers is untyped here
+    return model.to(place).eval()
 
 
 def load_tokenizer(spec: ModelSpec | TinyModelSpec, *, folder: Path | None = None) -> PreTrainedTokenizerBase:
@@ -85,7 +85,7 @@ def load_tokenizer(spec: ModelSpec | TinyModelSpec, *, folder: Path | None = Non
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -132,11 +132,12 @@ def _attention(asked: str, device: torch.device, dtype: torch.dtype) -> str:
     from seqtune_kernels.capability import choose_attention
 
     try:
-        return choose_attention(asked, device, dtype).name
+        name: str = choose_attention(asked, device, dtype).name
     except ValueError as error:
         raise SeqtuneError(
             str(error), where="model.attention", hint="model.attention=auto, or see `seqtune doctor`"
         ) from error
+    return name
 
 
 def _source(spec: ModelSpec | TinyModelSpec, folder: Path | None, what: str = "model") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`model=tiny`: a Qwen3-architecture model with seeded random weights and a byte-level tokenizer, made without a download."""
+"""`model=tiny`: a Qwen3-architecture model with seeded random weights and a byte-level tokenizer, made right here."""
 
 from __future__ import annotations
 
@@ -65,10 +65,11 @@ def config(spec: TinyModelSpec) -> Qwen3Config:
         SeqtuneError: The width is not a multiple of twice the heads, or the heads not of the key/value heads.
     """
     if spec.hidden_size % (2 * spec.heads):
+        nearest = 2 * spec.heads * max(1, spec.hidden_size // (2 * spec.heads))
         raise SeqtuneError(
             f"hidden_size {spec.hidden_size} is not an even multiple of heads {spec.heads}",
             where="model.hidden_size and model.heads",
-            hint=f"rotary positions need an even head size: hidden_size={2 * spec.heads * max(1, spec.hidden_size // (2 * spec.heads))}",
+            hint=f"rotary positions need an even head size: hidden_size={nearest}",
         )
     if spec.heads % spec.kv_heads:
         raise SeqtuneError(

@@ -1,4 +1,4 @@
-"""What every trainer adapter shares: a stage's settings for TRL, its rows of metrics, its checkpoints, its data order."""
+"""What every trainer adapter shares: a stage's settings for TRL, its metrics, its checkpoints, its data order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import time
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from seqtune.report.events import Notice, StageStarted, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from datasets import Dataset
     from torch import Tensor
@@ -329,10 +329,10 @@ class Supervised(Staged):
         """The objective on one micro-batch."""
 
     def step_loss(self, model: Any, inputs: dict[str, Any], denominator: Tensor | float) -> Tensor:
-        """The loss to differentiate: this micro-batch's share of the step, scaled against the averaging over processes."""
+        """The loss to differentiate: this micro-batch's share of the step, made up for the averaging over processes."""
         measured = self.measure(model, inputs, denominator)
         self._add(measured)
-        loss = measured.loss * self.trainer.accelerator.num_processes
+        loss: Tensor = measured.loss * self.trainer.accelerator.num_processes
         if measured.aux is not None:
             loss = loss + measured.aux / self.trainer.current_gradient_accumulation_steps
         return loss
@@ -343,7 +343,7 @@ class Supervised(Staged):
             self._sums[key] = self._sums.get(key, 0.0) + value.detach().double()
 
     def _drain(self) -> dict[str, float]:
-        """Means since the last call over all processes, and the tokens read since the stage began under `num_tokens`."""
+        """Means since the last call over all processes; under `num_tokens`, tokens read since the stage began."""
         keys = sorted(self._sums)
         sums = self.trainer.accelerator.reduce(torch.stack([self._sums[key] for key in keys]), reduction="sum").tolist()
         self._sums = {}

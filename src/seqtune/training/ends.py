@@ -170,4 +170,4 @@ def _load_scorer(
     model = AutoModelForSequenceClassification.from_pretrained(
         saved, dtype=resolve_dtype(stage.model.dtype, compute_device()), use_safetensors=True
     )
-    return model.to(place).eval()  # type: ignore[no-any-return]
+    return model.to(place).eval()

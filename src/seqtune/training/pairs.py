@@ -25,7 +25,8 @@ def pairs(run: StageRun) -> tuple[Dataset, Dataset | None]:
         with one of its completions has at most `packing.capacity` tokens.
 
     Raises:
-        SeqtuneError: The examples are no pairs, a pair is too long and `packing.on_overflow` is `error`, or none is left.
+        SeqtuneError: The examples are no pairs, a pair is too long and `packing.on_overflow` is `error`, or none is
+            left.
     """
     train = _pairs(run, run.examples.train)
     heldout = _pairs(run, run.examples.heldout) if len(run.examples.heldout) else None

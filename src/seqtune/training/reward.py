@@ -59,7 +59,7 @@ def scorer(model: PreTrainedModel, *, pad_token_id: int, seed: int) -> PreTraine
     made.name_or_path = model.name_or_path
     body = made.base_model_prefix
     getattr(made, body).load_state_dict(getattr(model, body).state_dict())
-    return made.to(model.device)  # type: ignore[no-any-return]
+    return made.to(model.device)
 
 
 def trainer(run: StageRun) -> Reward:
@@ -70,9 +70,8 @@ def trainer(run: StageRun) -> Reward:
     """
     stage = run.stage
     train, heldout = pairs(run)
-    train, heldout = (
-        None if rows is None else rows.map(whole, remove_columns="prompt_ids") for rows in (train, heldout)
-    )
+    train = train.map(whole, remove_columns="prompt_ids")
+    heldout = heldout.map(whole, remove_columns="prompt_ids") if heldout is not None else None
     adapter = stage.peft.build()
     if adapter is not None:
         adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]

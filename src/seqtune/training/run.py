@@ -159,23 +159,16 @@ def _launch(folder: RunFolder, stage: Stage, watch: Watch) -> None:
 
 def _evaluate(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
     """Measure the model after stage `index` (-1: untrained) as its plan says, once."""
-    from seqtune.data.sources import load as load_data
-    from seqtune.evaluation.evaluate import evaluate
+    from seqtune.evaluation.run import evaluate_stage
 
     stage = plan.stages[max(index, 0)]
     label = stage.name if index >= 0 else UNTRAINED
-    name = f"eval/{label}.json"
-    if (folder.path / name).is_file() or stage.objective.family == "reward":
+    if (folder.path / "eval" / f"{label}.json").is_file() or stage.objective.family == "reward":
         return
     _quiet()
     model, tokenizer = ends.load_end(plan, folder, index) if index >= 0 else ends.load_start(plan, folder, 0)
-    rewards = [one.reward for one in (stage, *plan.stages) if one.reward is not None]
-    found = evaluate(
-        model, tokenizer, load_data(stage.data).heldout, stage.eval, rewards[0].build() if rewards else None
-    )
-    results = {key: vars(estimate) for key, estimate in found.metrics.items()}
-    folder.write_json(name, {"label": label, "stage": stage.name, "metrics": results})
-    watch(Evaluated(stage.name, label, results))
+    found, _ = evaluate_stage(plan, stage, model, tokenizer, into=folder.path / "eval", name=label, label=label)
+    watch(Evaluated(stage.name, label, found.results()))
 
 
 def _unfinished(plan: Plan, folder: RunFolder) -> list[Stage]:
@@ -217,7 +210,8 @@ def _disk_full(folder: RunFolder, stage: Stage) -> Iterator[None]:
         raise SeqtuneError(
             f"the disk is full; {saved}",
             where=str(folder.path),
-            hint=f"free some space, then seqtune train --resume {folder.path}; train.keep_checkpoints and train.save_every say how much is written",
+            hint=f"free some space, then seqtune train --resume {folder.path}; "
+            "train.keep_checkpoints and train.save_every decide how much is written",
         ) from error
 
 

@@ -83,12 +83,15 @@ class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
             loss,
             metrics,
             weight=trained,
-            # TRL's own collator (flash attention) joins rows without padding and counts nothing.
-            tokens=inputs["tokens"].sum()
-            if "tokens" in inputs
-            else inputs["input_ids"].new_tensor(inputs["input_ids"].numel()),
+            tokens=self._read(inputs),
             aux=self.router_aux_loss_coef * outputs.aux_loss if self.aux_loss_enabled else None,
         )
+
+    def _read(self, inputs: dict[str, Any]) -> Tensor:
+        if "tokens" in inputs:
+            return inputs["tokens"].sum()  # type: ignore[no-any-return]  # a batch may hold more than tensors
+        ids = inputs["input_ids"]  # from TRL's own collator (flash attention): one row without padding
+        return ids.new_tensor(ids.numel())  # type: ignore[no-any-return]
 
 
 def rows(run: StageRun, examples: Dataset, *, heldout: bool) -> Dataset:
@@ -100,10 +103,11 @@ def rows(run: StageRun, examples: Dataset, *, heldout: bool) -> Dataset:
     spec = run.stage.packing
     packed = packed_for(run.stage, examples, run.tokenizer, heldout=heldout)
     check_length(run, max(max(lengths) for lengths in packed.dataset["seq_lengths"]))
-    lost = {name: packed.counts[name] for name in ("dropped", "truncated", "split") if name in packed.counts}
+    counts = packed.counts
+    lost = {name: counts[name] for name in ("dropped", "truncated", "split") if name in counts}
     run.notice(
-        f"{'held-out' if heldout else 'training'} data: {packed.counts['documents']} documents in {packed.counts['rows']} rows of {spec.capacity} tokens, "
-        f"{packed.counts['fill']:.1%} full{f', {lost}' if lost else ''}"
+        f"{'held-out' if heldout else 'training'} data: {counts['documents']} documents in {counts['rows']} rows "
+        f"of {spec.capacity} tokens, {counts['fill']:.1%} full{f'; {lost}' if lost else ''}"
     )
     return packed.dataset
 

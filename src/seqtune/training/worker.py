@@ -1,4 +1,4 @@
-"""One process of a stage that several train together: `python -m seqtune.training.worker RUN STAGE`, under a launcher."""
+"""One process of a stage that several train: `python -m seqtune.training.worker RUN STAGE`, under a launcher."""
 
 from __future__ import annotations
 
