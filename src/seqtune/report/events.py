@@ -76,5 +76,7 @@ def from_json(data: dict[str, Any]) -> Event:
     Raises:
         KeyError: The kind is unknown.
     """
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "event"}
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key != "event"
+    }
     return KINDS[data["event"]](**fields)

@@ -88,9 +88,8 @@ class RunFolder:
 
     def lengths(self) -> dict[str, int]:
         """Rows in `metrics.jsonl` and `samples.jsonl`, under `metrics` and `samples`."""
-        return {
-            name: sum(1 for _ in _lines(self.path / file)) for name, file in (("metrics", METRICS), ("samples", SAMPLES))
-        }
+        files = {"metrics": METRICS, "samples": SAMPLES}
+        return {name: sum(1 for _ in _lines(self.path / file)) for name, file in files.items()}
 
     def recording(self, watch: Watch) -> Watch:
         """`watch` that also writes events to `events.jsonl`, each with its `time`; steps are in `metrics.jsonl`."""

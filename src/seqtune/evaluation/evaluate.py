@@ -1,0 +1,350 @@
+"""What a model does on held-out examples: how often it is right, or how well it predicts them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from seqtune.data.rows import WHERE
+from seqtune.data.tokenize import prompt_ids, tokenize
+from seqtune.errors import SeqtuneError
+from seqtune.evaluation.stats import Estimate, bootstrap, maj_at_k, pass_at_k, wilson
+from seqtune.rewards.answers import marked_answer
+from seqtune.rewards.exact import normalised
+from seqtune.rewards.score import score
+from seqtune.rollout.noise import seed_of
+from seqtune.rollout.transformers import generate
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from seqtune.config.axes import EvalSpec
+
+Progress = Callable[[int, int], None]
+"""Called with (completions or examples done, of how many)."""
+
+MEASURED_TOKENS = 8192
+"""Tokens, padding included, of one forward pass that measures perplexity: bounds the memory of the logits."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Args:
+        metrics: Estimates by name.
+        items: One JSON object an example, in the order of the data.
+    """
+
+    metrics: dict[str, Estimate]
+    items: list[dict[str, Any]]
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """The metrics as JSON: `{name: {value, low, high, n}}`."""
+        return {name: asdict(estimate) for name, estimate in self.metrics.items()}
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    spec: EvalSpec,
+    reward: Callable[..., Any] | None,
+    *,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a model on examples.
+
+    - `greedy`: `accuracy` of the most probable completion when the reward gives only 0 and 1, else the mean `reward`;
+    - `pass_at_k`: `pass@k` and `maj@k` of `samples` completions for every k; the reward must give 0 or 1;
+    - `perplexity`: exp of the mean negative log-likelihood of the trained tokens of all examples together;
+    - `length` (tokens, the ending one included) with all of them, and `ended` (share of completions that ended by
+      themselves) with the first two.
+
+    Examples a reward does not score (None) count for nothing but `length` and `ended`. What votes in `maj@k` is the
+    answer marked by `####` or `\\boxed{}`, or the whole completion where nothing is marked, normalised as text.
+
+    Args:
+        model: Causal language model; on its device, in its dtype.
+        tokenizer: Of the model.
+        rows: Held-out examples in the columns `seqtune.data.sources.load` gives.
+        spec: What to measure. With `items`, a seeded choice of that many rows, smaller ones contained in larger ones.
+        reward: `reward(prompts, completions, **columns)`; `perplexity` needs none.
+        progress: Called after every batch.
+
+    Raises:
+        SeqtuneError: There is no example, the examples cannot be measured this way, the reward fails, or a sequence is
+            longer than the model reads.
+    """
+    if not len(rows):
+        raise SeqtuneError(
+            "there are no held-out examples to evaluate on",
+            where="data.eval_size and data.eval_path",
+            hint="hold some out (data.eval_size=200), or name a file (data.eval_path=test.jsonl)",
+        )
+    if spec.items is not None and spec.items < len(rows):
+        chosen = np.random.default_rng(spec.seed).permutation(len(rows))[: spec.items]
+        rows = rows.select(np.sort(chosen))
+    tell = progress or (lambda done, total: None)
+    if spec.name == "perplexity":
+        return _perplexity(model, tokenizer, rows, spec, tell)
+    return _completions(model, tokenizer, rows, spec, reward, tell)
+
+
+def plain(text: Any) -> str:
+    """A prompt as rewards get it: as it is, or the contents of its messages, one a line."""
+    return text if isinstance(text, str) else "\n".join(str(message["content"]) for message in text)
+
+
+def _completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    spec: EvalSpec,
+    reward: Callable[..., Any] | None,
+    tell: Progress,
+) -> Evaluation:
+    judge = _judge(rows, spec, reward)
+    samples = spec.samples
+    prompts = prompt_ids(rows, tokenizer)
+    _fits(model, max(map(len, prompts)) + spec.max_new_tokens, "a prompt and its completion", "eval.max_new_tokens")
+    ids = _generate(model, tokenizer, prompts, spec, tell)  # [rows * samples], the samples of a row together
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    ends = set(_ends(model, tokenizer))
+    scores = judge([row for row in range(len(rows)) for _ in range(samples)], texts)
+
+    items: list[dict[str, Any]] = []
+    for index, row in enumerate(rows):
+        own = slice(index * samples, (index + 1) * samples)
+        item = {
+            "where": row.get(WHERE, f"row {index}"),
+            "prompt": plain(row["prompt"]),
+            "answer": row.get("answer"),
+            "completions": [
+                {"text": text, "tokens": len(made), "ended": made[-1] in ends, "score": value}
+                for text, made, value in zip(texts[own], ids[own], scores[own], strict=True)
+            ],
+        }
+        items.append(item)
+    mean = partial(bootstrap, confidence=spec.confidence, seed=spec.seed)
+    metrics = _greedy(items, spec, mean) if spec.name == "greedy" else _at_k(items, spec, mean)
+    lengths = [np.mean([one["tokens"] for one in item["completions"]]) for item in items]
+    ended = [np.mean([one["ended"] for one in item["completions"]]) for item in items]
+    share = wilson(int(sum(ended)), len(ended), spec.confidence) if samples == 1 else mean(ended)
+    return Evaluation({**metrics, "length": mean(lengths), "ended": share}, items)
+
+
+def _judge(
+    rows: Dataset, spec: EvalSpec, reward: Callable[..., Any] | None
+) -> Callable[[list[int], list[str]], list[float | None]]:
+    """A function `(row numbers, completions) -> scores`, tried on one reference before anything is generated."""
+    names = rows.column_names
+    other = "eval=perplexity measures how well the model predicts them"
+    if "prompt" not in names:
+        raise SeqtuneError(f"eval '{spec.name}' completes prompts, and the examples have none", "data.format", other)
+    if "chosen" in names and "answer" not in names:
+        raise SeqtuneError(
+            f"eval '{spec.name}' needs an answer to compare with, and preference pairs have none",
+            where="data.format",
+            hint="eval=perplexity measures how well the model predicts the chosen completions",
+        )
+    if reward is None:
+        raise SeqtuneError(
+            f"eval '{spec.name}' scores completions, and there is no reward",
+            where="eval.name and reward",
+            hint="reward=math_equiv or reward=exact compares with the column 'answer'; or eval=perplexity",
+        )
+    prompts = [plain(prompt) for prompt in rows["prompt"]]
+    columns = {name: rows[name] for name in names if name not in ("prompt", "completion", WHERE)}
+
+    def judge(which: list[int], completions: list[str]) -> list[float | None]:
+        own = {name: [values[row] for row in which] for name, values in columns.items()}
+        return score(reward, [prompts[row] for row in which], completions, own)
+
+    first = rows[0]
+    judge([0], [plain(first.get("completion") or first.get("answer") or "0")])
+    return judge
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    spec: EvalSpec,
+    tell: Progress,
+) -> list[list[int]]:
+    """`spec.samples` completions for every prompt, those of one prompt together, in the order of `prompts`."""
+    places = [(row, sample) for row in range(len(prompts)) for sample in range(spec.samples)]
+    # Longest first and equal prompts together: batches pad little, share prefills, and memory peaks at the start.
+    order = sorted(range(len(places)), key=lambda i: (-len(prompts[places[i][0]]), places[i]))
+    found: list[list[int]] = [[] for _ in places]
+    for start in range(0, len(order), spec.batch_size):
+        batch = order[start : start + spec.batch_size]
+        made = generate(
+            model,
+            [prompts[places[i][0]] for i in batch],
+            max_new_tokens=spec.max_new_tokens,
+            eos_token_id=_ends(model, tokenizer),
+            pad_token_id=int(tokenizer.pad_token_id),
+            temperature=spec.temperature,
+            greedy=spec.name == "greedy",
+            seeds=[seed_of(spec.seed, *places[i]) for i in batch],
+            batch_size=spec.batch_size,
+        )
+        for i, completion in zip(batch, made, strict=True):
+            found[i] = completion
+        tell(start + len(batch), len(order))
+    return found
+
+
+def _greedy(items: list[dict[str, Any]], spec: EvalSpec, mean: Callable[..., Estimate]) -> dict[str, Estimate]:
+    values = [item["completions"][0]["score"] for item in items]
+    scored = [value for value in values if value is not None]
+    _some(scored)
+    if _binary(scored):
+        return {"accuracy": wilson(int(sum(scored)), len(scored), spec.confidence)}
+    return {"reward": mean(scored)}
+
+
+def _at_k(items: list[dict[str, Any]], spec: EvalSpec, mean: Callable[..., Estimate]) -> dict[str, Estimate]:
+    scored = [item for item in items if all(one["score"] is not None for one in item["completions"])]
+    _some(scored)
+    for item in scored:
+        values = [one["score"] for one in item["completions"]]
+        if not _binary(values):
+            odd = next(value for value in values if value not in (0, 1))
+            raise SeqtuneError(
+                f"pass@k counts right and wrong, and the reward gave {odd}",
+                where=f"eval.name and reward, at {item['where']}",
+                hint="use a reward of 0 and 1 (math_equiv, exact, format), or eval=greedy for the mean reward",
+            )
+        item["correct"] = int(sum(values))
+    metrics = {f"pass@{k}": mean([pass_at_k(spec.samples, item["correct"], k) for item in scored]) for k in spec.k}
+    for k in spec.k:
+        metrics[f"maj@{k}"] = mean([_voted(item, k) for item in scored])
+    return metrics
+
+
+def _voted(item: dict[str, Any], k: int) -> float:
+    answers = [_vote(one["text"]) for one in item["completions"]]
+    return maj_at_k(answers, [one["score"] for one in item["completions"]], k)
+
+
+def _vote(text: str) -> str | None:
+    answer = marked_answer(text)
+    return normalised(text if answer is None else answer) or None
+
+
+def _binary(values: Sequence[float]) -> bool:
+    return all(value in (0, 1) for value in values)
+
+
+def _some(scored: Sequence[Any]) -> None:
+    if not scored:
+        raise SeqtuneError(
+            "the reward scored no example, so there is nothing to report",
+            where="reward",
+            hint="check the answers of the data (data.columns.answer, data.answer_pattern), or use eval=perplexity",
+        )
+
+
+def _perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, spec: EvalSpec, tell: Progress
+) -> Evaluation:
+    names = rows.column_names
+    if "chosen" in names:
+        rows = rows.remove_columns([name for name in ("rejected", "completion") if name in names])
+        rows = rows.rename_column("chosen", "completion")
+    elif not {"text", "messages", "completion"} & set(names):
+        raise SeqtuneError(
+            "eval 'perplexity' measures given completions, and the examples have none",
+            where="eval.name and data.format",
+            hint="eval=greedy completes the prompts and compares the answers",
+        )
+    coded = tokenize(rows, tokenizer).with_format("numpy")
+    ids, masks = list(coded["input_ids"]), list(coded["loss_mask"])
+    _fits(model, max(map(len, ids)), "an example", "data")
+    order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+    losses, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)
+    done = 0
+    with _quiet(model), torch.inference_mode():
+        while done < len(order):
+            room = max(1, MEASURED_TOKENS // max(1, len(ids[order[done]])))
+            batch = order[done : done + min(spec.batch_size, room)]
+            found = _losses(model, [ids[row] for row in batch], [masks[row] for row in batch])
+            for row, (loss, count) in zip(batch, found, strict=True):
+                losses[row], counts[row] = loss, count
+            done += len(batch)
+            tell(done, len(order))
+    used = counts > 0
+    if not used.any():
+        raise SeqtuneError("no token of the examples is measured: all are one token long", where="data")
+    mean = partial(bootstrap, confidence=spec.confidence, seed=spec.seed)
+    nll = mean(losses[used] / counts[used], weights=counts[used].astype(np.float64))
+    perplexity = Estimate(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high), nll.n)
+    items = [
+        {"where": row.get(WHERE, f"row {index}"), "tokens": int(counts[index]), "nll": float(losses[index])}
+        for index, row in enumerate(rows.select_columns([WHERE]) if WHERE in names else [{}] * len(ids))
+    ]
+    return Evaluation({"perplexity": perplexity, "length": mean(counts.astype(np.float64))}, items)
+
+
+def _losses(model: Any, ids: list[Any], masks: list[Any]) -> list[tuple[float, int]]:
+    """For each sequence the negative log-likelihood of its masked tokens, summed, and their number.
+
+    The first token of a sequence has no predictor and is left out.
+    """
+    device = model.get_input_embeddings().weight.device
+    longest = max(map(len, ids))
+    tokens = torch.zeros(len(ids), longest, dtype=torch.long)
+    trained = torch.zeros(len(ids), longest, dtype=torch.bool)
+    seen = torch.zeros(len(ids), longest, dtype=torch.long)
+    for row, (own, mask) in enumerate(zip(ids, masks, strict=True)):
+        tokens[row, : len(own)] = torch.as_tensor(own, dtype=torch.long)
+        trained[row, : len(own)] = torch.as_tensor(mask)
+        seen[row, : len(own)] = 1
+    tokens, trained, seen = tokens.to(device), trained.to(device), seen.to(device)
+    logits = model(input_ids=tokens, attention_mask=seen, use_cache=False).logits
+    found = []
+    for row in range(len(ids)):  # one row at a time: the float copy of the logits stays small
+        wanted = trained[row, 1:]
+        losses = cross_entropy(logits[row, :-1][wanted].float(), tokens[row, 1:][wanted], reduction="none")
+        found.append((float(losses.double().sum()), int(wanted.sum())))
+    return found
+
+
+@contextmanager
+def _quiet(model: Any) -> Iterator[None]:
+    """Evaluation mode, and back."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a completion: those of the model's generation settings, and the tokenizer's."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    own = own if isinstance(own, list) else [] if own is None else [own]
+    return sorted({*own, int(tokenizer.eos_token_id)})
+
+
+def _fits(model: Any, longest: int, what: str, where: str) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise SeqtuneError(
+            f"{what} takes up to {longest} tokens, but the model reads at most {limit}",
+            where=where,
+            hint="lower eval.max_new_tokens, or leave the longest examples out",
+        )
