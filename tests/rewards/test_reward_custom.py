@@ -61,12 +61,14 @@ def test_a_function_in_a_module(file: Path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "mine")
 
 
-def test_two_files_of_one_name_are_two_rewards(file: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other" / "mine.py"
-    other.parent.mkdir()
-    other.write_text("def length(completions):\n    return [0.0] * len(completions)\n")
-    first, second = Custom(name=f"{file}:length").build(), Custom(name=f"{other}:length").build()
-    assert (first(["p"], ["abc"]), second(["p"], ["abc"])) == ([3], [0])
+def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    source = "import sys\nVALUE = {}\ndef value(completions):\n    return [sys.modules[__name__].VALUE]\n"
+    rewards = []
+    for number, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(source.format(number))
+        rewards.append(Custom(name=f"{tmp_path / folder / 'mine.py'}:value").build())
+    assert [reward(["p"], ["abc"]) for reward in rewards] == [[0], [1]]
 
 
 @pytest.mark.parametrize(
