@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seqtune.errors import SeqtuneError
-from seqtune_cli import catalogue
-from seqtune_cli.words import plan_of, print_json
 
 if TYPE_CHECKING:
+    from seqtune.config.plan import Plan
     from seqtune.report.run_folder import RunFolder
+
+HELD_OUT = ("data.eval_path=", "data.eval_size=")
 
 
 def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
@@ -19,41 +21,78 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
     Raises:
         SeqtuneError: Neither or both of `run=` and `model=` are given, or the plan or the evaluation fails.
     """
-    if not taken.keys() & {"run", "model"}:
-        raise SeqtuneError("say what to evaluate: run= or model=", where="command line", hint="run=DIR or model=NAME")
-    folder: RunFolder | None = None
-    if "run" in taken:
-        folder, recipe, words = _of_run(taken, words)
-    else:
-        recipe, words = taken.get("recipe", "evaluate"), _of_model(taken["model"], words)
-    _, plan = plan_of(words, recipe)
-    from seqtune.evaluation.run import evaluate_plan
-
+    folder = _folder(taken)
+    # A file given here is there to be evaluated, all of it, unless words say what of it is held out.
+    whole = any(word.startswith("data.path=") for word in words) and not any(w.startswith(HELD_OUT) for w in words)
+    if whole:
+        words = [*words, "data.eval_size=0", "data.eval_path=null"]
+    plan = _plan(taken, words, folder)
+    if not whole and not plan.stages[0].data.eval_size and getattr(plan.stages[0].data, "eval_path", None) is None:
+        raise SeqtuneError(
+            "nothing is held out to evaluate on", "data.eval_size", "data.path=FILE evaluates a whole file"
+        )
+    from seqtune.evaluation.run import evaluate_stage
     from seqtune_cli import render
+    from seqtune_cli.words import print_json
 
-    out = Path(taken["out"]) if "out" in taken else None
+    into = Path(taken["out"]) if "out" in taken else folder.path / "eval" if folder else Path("evals")
+    model, tokenizer = _weights(plan, folder)
     with render.progress("evaluating", shown=not as_json) as progress:
-        evaluation, file = evaluate_plan(plan, folder, out=out, progress=progress)
+        evaluation, file = evaluate_stage(
+            plan, plan.stages[0], model, tokenizer, into=into, whole=whole, label=_label(taken), progress=progress
+        )
     if as_json:
         print_json({"file": str(file), "results": evaluation.results()})
     else:
-        render.evaluation(plan.stages[-1].eval.name, evaluation.results(), file)
+        render.evaluation(f"{plan.stages[0].eval.name} of {_label(taken)}", evaluation.results(), file)
 
 
-def _of_run(taken: dict[str, str], words: list[str]) -> tuple[RunFolder, str, list[str]]:
+def _label(taken: dict[str, str]) -> str:
+    return taken.get("run") or taken["model"]
+
+
+def _folder(taken: dict[str, str]) -> RunFolder | None:
+    """The run to evaluate; None when a model is named."""
     from seqtune_cli.runs import existing
 
-    for key in ("model", "recipe"):
-        if key in taken:
-            raise SeqtuneError(f"run= brings its own {key}; {key}={taken[key]} contradicts it", where="command line")
-    folder = existing(taken["run"])
-    recorded = folder.read_json("provenance.json")
-    return folder, str(recorded["recipe"]), [*recorded["words"], *words]
+    if len(taken.keys() & {"run", "model"}) != 1:
+        told = "run= and model= both say what to evaluate" if "run" in taken else "nothing says what to evaluate"
+        raise SeqtuneError(told, "command line", "run=runs/RECIPE/TIME, or model=NAME of a hub model or folder")
+    if "run" in taken and "recipe" in taken:
+        raise SeqtuneError("run= has its recipe already", "command line", f"leave recipe={taken['recipe']} out")
+    return existing(taken["run"]) if "run" in taken else None
 
 
-def _of_model(model: str, words: list[str]) -> list[str]:
+def _plan(taken: dict[str, str], words: list[str], folder: RunFolder | None) -> Plan:
+    """The last stage of the run's recipe with the words added to the run's own, or the recipe `evaluate`."""
+    from seqtune.config.reading import read
+    from seqtune_cli.compose import compose
+
+    if folder is None:
+        composed = compose([*_model(taken["model"]), *words], taken.get("recipe", "evaluate"))
+    else:
+        recorded = folder.read_json("provenance.json")
+        composed = compose([*recorded["words"], *words], recorded["recipe"])
+    return read(replace(composed, stages=composed.stages[-1:]), "eval")
+
+
+def _model(name: str) -> list[str]:
     """`model=` names a group option (`tiny`) or any model by hub name or folder."""
-    if model in catalogue.groups()["model"]:
-        return [f"model={model}", *words]
-    quoted = model.replace("'", "\\'")
-    return [f"model.name='{quoted}'", *words]
+    from seqtune_cli import catalogue
+
+    if name in catalogue.groups()["model"]:
+        return [f"model={name}"]
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
+    return ["model=pretrained", f"model.name='{escaped}'"]
+
+
+def _weights(plan: Plan, folder: RunFolder | None) -> tuple[Any, Any]:
+    if folder is not None:
+        from seqtune.config.reading import load
+        from seqtune.training.ends import load_end
+
+        # The run's own plan says what the weights are, whatever words say about data and measure.
+        return load_end(load(folder.plan_text()), folder, -1)
+    from seqtune.models.load import load_model, load_tokenizer
+
+    return load_model(plan.stages[0].model), load_tokenizer(plan.stages[0].model)
