@@ -8,7 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
+from seqtune.data.rows import BadRows
 from seqtune.data.tokenize import prompt_ids, tokenize
+from seqtune.errors import SeqtuneError
 
 SPECIAL = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>"]
 TALK = [
@@ -99,3 +101,38 @@ def test_of_a_prompt_and_completion_only_the_completion_is_trained_and_the_promp
     assert row["input_ids"][: len(prompt)] == prompt
     assert not any(row["loss_mask"][: len(prompt)])
     assert [text.removeprefix("<think>\n\n</think>\n\n") for text in trained(row, tokenizer)] == ["naïve   42<|end|>"]
+
+
+UNTRAINED_END = MARKED.replace("<|end|>{% endgeneration %}", "{% endgeneration %}<|end|>")
+ALTERNATING = "{% if messages[0].role != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}" + CLOSING
+
+
+def test_a_template_that_leaves_the_end_of_a_turn_untrained_is_refused_with_the_row() -> None:
+    tokenizer = tokenizer_with(UNTRAINED_END)
+    rows = datasets.Dataset.from_list([{"messages": TALK, "_where": f"talks.jsonl:{line}"} for line in (3, 5)])
+    with pytest.raises(SeqtuneError) as caught:
+        tokenize(rows, tokenizer)
+    detail = (
+        "no end-of-turn token: the chat template leaves the end of a turn untrained; "
+        "its {% generation %} must reach to the token that ends the turn"
+    )
+    assert [(problem.problem, problem.where) for problem in caught.value.problems] == [
+        (detail, "talks.jsonl:3"),
+        (detail, "talks.jsonl:5"),
+        ("2 bad rows (no end-of-turn token 2)", "data.path"),
+    ]
+
+
+def test_conversations_the_template_refuses_can_be_skipped() -> None:
+    tokenizer = tokenizer_with(ALTERNATING)
+    talks = [TALK, [{"role": "assistant", "content": "hello"}], TALK[:2]]
+    rows = datasets.Dataset.from_list([{"messages": talk, "_where": f"t:{line}"} for line, talk in enumerate(talks, 1)])
+    bad = BadRows("skip")
+    kept = tokenize(rows, tokenizer, bad)
+    assert kept["_where"][:] == ["t:1", "t:3"]
+    assert bad.close() == {"chat template": 1}
+    with pytest.raises(
+        SeqtuneError, match="chat template: it refuses the conversation: roles must alternate"
+    ) as caught:
+        prompt_ids([{"prompt": talks[1], "_where": "t:2"}], tokenizer)
+    assert caught.value.problems[0].where == "t:2"

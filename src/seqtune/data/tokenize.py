@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jinja2 import TemplateError
 
-from seqtune.data.rows import WHERE, clean
+from seqtune.data.rows import WHERE, BadRow, BadRows, clean
 from seqtune.errors import SeqtuneError
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ _BATCH = 1000
 _PROBE = "seqtune"  # stands for an answer when a chat template is asked how it ends a turn
 
 
-def tokenize(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+def tokenize(
+    dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, bad: BadRows | None = None
+) -> datasets.Dataset:
     """Token ids of examples in the formats text, prompt_completion and messages.
 
     What is trained: of text every token; of a prompt and its completion the completion; of a conversation the turns of
@@ -40,16 +42,18 @@ def tokenize(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> d
     Args:
         dataset: Columns `messages`, or `prompt` and `completion`, or `text`.
         tokenizer: Of the model; conversations need its chat template.
+        bad: Takes the rows that cannot be trained, which are then left out; without it they are an error.
 
     Returns:
         Columns `input_ids` (int32) and `loss_mask` (bool), equally long, and `rows.WHERE` if the data has it.
 
     Raises:
-        SeqtuneError: The columns are none of these, the tokenizer has no chat template, or a conversation has no token
-            to train or no trained end of turn (its file and line are named).
+        SeqtuneError: The columns are none of these, the tokenizer has no chat template, or (without `bad`) the chat
+            template refuses conversations, or they have no token to train or no trained end of turn: the first five are
+            named with file and line.
     """
     names = set(dataset.column_names)
-    build: Callable[[list[dict[str, Any]]], list[Coded]]
+    build: Callable[[list[dict[str, Any]]], list[Coded | BadRow]]
     if "messages" in names:
         build = _Chat(tokenizer).conversations
     elif {"prompt", "completion"} <= names:
@@ -65,8 +69,11 @@ def tokenize(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> d
         )
     wanted = ["messages", "prompt", "completion", "text", WHERE]
     plain = dataset.select_columns([name for name in wanted if name in names]).with_format("arrow")
-    tables = [_table(batch, build(batch)) for batch in (part.to_pylist() for part in plain.iter(_BATCH))]
-    return datasets.Dataset(pa.concat_tables(tables or [_table([], [])]))
+    account = bad or BadRows("error")
+    tables = [_table(batch, build(batch), account) for batch in (part.to_pylist() for part in plain.iter(_BATCH))]
+    if bad is None:
+        account.close()
+    return datasets.Dataset(pa.concat_tables(tables or [_table([], [], account)]))
 
 
 def prompt_ids(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
@@ -82,27 +89,36 @@ def prompt_ids(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
     batch = list(rows)
     for row in batch:
         if not row.get("prompt"):
-            raise SeqtuneError("there is no prompt to continue", _place(row), "use a data.format that has prompts")
+            raise SeqtuneError(
+                "there is no prompt to continue", str(row.get(WHERE, "")), "use a data.format that has prompts"
+            )
     if not batch:
         return []
     if isinstance(batch[0]["prompt"], list):
         chat = _Chat(tokenizer)
-        texts = [chat.render(row["prompt"], row, answer=True) for row in batch]
+        texts = []
+        for row in batch:
+            try:
+                texts.append(chat.render(row["prompt"], answer=True))
+            except BadRow as fault:
+                where = str(row.get(WHERE, ""))
+                hint = "mend the order of its roles, or leave the row out"
+                raise SeqtuneError(f"{fault.reason}: {fault.detail}", where, hint) from fault
         return _ids(texts, tokenizer)
     start = _start(tokenizer)
     return [start + ids for ids in _ids([row["prompt"] for row in batch], tokenizer)]
 
 
-def _texts(batch: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Coded]:
+def _texts(batch: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Coded | BadRow]:
     start, end = _start(tokenizer), _end(tokenizer)
-    found = []
+    found: list[Coded | BadRow] = []
     for ids in _ids([row["text"] for row in batch], tokenizer):
         whole = [*start, *ids, end]
         found.append((whole, [True] * len(whole)))
     return found
 
 
-def _completions(batch: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Coded]:
+def _completions(batch: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Coded | BadRow]:
     end = _end(tokenizer)
     prompts = prompt_ids(batch, tokenizer)
     completions = _ids([row["completion"] for row in batch], tokenizer)
@@ -131,67 +147,69 @@ class _Chat:
         self._marks = re.search(r"\{%-?\s*generation\s*-?%\}", self._template) is not None
         self._stop = self._stop_text()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], *, answer: bool = False) -> str:
-        """The conversation as text; with `answer` up to where the assistant begins to speak."""
-        return self._render(messages, row, answer)[0]
+    def render(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False) -> str:
+        """The conversation as text; with `answer` up to where the assistant begins to speak.
 
-    def conversations(self, batch: list[dict[str, Any]]) -> list[Coded]:
-        return self._tokenized([(row, row["messages"], 0) for row in batch])
+        Raises:
+            BadRow: The template refuses the conversation.
+        """
+        return self._render(messages, answer)[0]
 
-    def completions(self, batch: list[dict[str, Any]]) -> list[Coded]:
-        return self._tokenized([(row, [*row["prompt"], *row["completion"]], len(row["prompt"])) for row in batch])
+    def conversations(self, batch: list[dict[str, Any]]) -> list[Coded | BadRow]:
+        return self._tokenized([(row["messages"], 0) for row in batch])
 
-    def _tokenized(self, batch: list[tuple[dict[str, Any], list[dict[str, Any]], int]]) -> list[Coded]:
-        rendered = [self._spans(row, messages, first) for row, messages, first in batch]
-        coded = self._tokenizer(
-            [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        found: list[Coded] = []
-        for (row, messages, first), (text, spans), ids, offsets in zip(
-            batch, rendered, coded["input_ids"], coded["offset_mapping"], strict=True
-        ):
-            starts = np.array([start for start, _ in offsets], dtype=np.int64)
-            ends = np.array([end for _, end in offsets], dtype=np.int64)
-            mask = np.zeros(len(ids), dtype=bool)
-            ended = 0
-            for start, end in spans:
-                # Some tokenizers cut blanks off the offsets: a token of blanks alone then has an empty place.
-                mask |= (starts >= start) & (ends <= end) & ((ends > starts) | (starts > start))
-                stops = [start + match.start() for match in re.finditer(re.escape(self._stop), text[start:end])]
-                ended += sum(bool(mask[(starts >= stop) & (starts < stop + len(self._stop))].any()) for stop in stops)
-            turns = sum(message["role"] == "assistant" for message in messages[first:])
-            if not mask.any() or ended < turns:
-                raise SeqtuneError(
-                    "an assistant turn has no token to train, or its end is not trained",
-                    _place(row),
-                    "the chat template must write the turn and the token that ends it"
-                    + (" inside {% generation %}" if self._marks else ""),
-                )
-            found.append((ids, mask.tolist()))
-        return found
+    def completions(self, batch: list[dict[str, Any]]) -> list[Coded | BadRow]:
+        return self._tokenized([([*row["prompt"], *row["completion"]], len(row["prompt"])) for row in batch])
 
-    def _spans(
-        self, row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], first: int
-    ) -> tuple[str, list[Span]]:
-        """The conversation as text and its trained parts `[start, end)` in characters, from message `first` on."""
-        text, marked = self._render(messages, row, False, marks=self._marks)
-        if self._marks:
-            prompt = len(self.render(messages[:first], row)) if first else 0
-            spans = [span for span in marked if span[0] >= prompt]
-        else:
+    def _tokenized(self, batch: list[tuple[list[dict[str, Any]], int]]) -> list[Coded | BadRow]:
+        """Of each conversation and the message from which on the assistant's turns are trained."""
+        rendered = [self._spans(messages, first) for messages, first in batch]
+        texts = ["" if isinstance(made, BadRow) else made[0] for made in rendered]
+        coded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [
+            made if isinstance(made, BadRow) else self._masked(*made, ids, offsets)
+            for made, ids, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True)
+        ]
+
+    def _masked(self, text: str, spans: list[Span], turns: int, ids: Ids, offsets: list[Span]) -> Coded | BadRow:
+        starts = np.array([start for start, _ in offsets], dtype=np.int64)
+        ends = np.array([end for _, end in offsets], dtype=np.int64)
+        mask = np.zeros(len(ids), dtype=bool)
+        ended = 0
+        for start, end in spans:
+            # Some tokenizers cut blanks off the offsets: a token of blanks alone then has an empty place.
+            turn = (starts >= start) & (ends <= end) & ((ends > starts) | (starts > start))
+            stop = text.rfind(self._stop, start, end) if self._stop else -1
+            ended += stop >= 0 and bool(turn[(starts >= stop) & (starts < stop + len(self._stop))].any())
+            mask |= turn
+        if not mask.any():
+            return BadRow("no trainable token", "the chat template writes no turn of the assistant")
+        if ended < turns:
+            marks = "; its {% generation %} must reach to the token that ends the turn" if self._marks else ""
+            return BadRow("no end-of-turn token", f"the chat template leaves the end of a turn untrained{marks}")
+        return ids, mask.tolist()
+
+    def _spans(self, messages: Sequence[Mapping[str, Any]], first: int) -> tuple[str, list[Span], int] | BadRow:
+        """The conversation as text, its trained parts `[start, end)` in characters, and how many turns they hold."""
+        try:
+            text, marked = self._render(messages, False, marks=self._marks)
             turns = [at for at in range(first, len(messages)) if messages[at]["role"] == "assistant"]
-            spans = [self._turn(row, messages, at, text) for at in turns]
-        return text, spans
+            if not self._marks:
+                return text, [self._turn(messages, at, text) for at in turns], len(turns)
+            prompt = len(self.render(messages[:first])) if first else 0
+            return text, [span for span in marked if span[0] >= prompt], len(turns)
+        except BadRow as fault:
+            return fault
 
-    def _turn(self, row: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], at: int, text: str) -> Span:
+    def _turn(self, messages: Sequence[Mapping[str, Any]], at: int, text: str) -> Span:
         """Where the assistant's turn `at` stands: from the header of the answer to the end-of-turn token."""
-        before = self.render(messages[:at], row, answer=True)
+        before = self.render(messages[:at], answer=True)
         stop = text.find(self._stop, len(before)) if self._stop else -1
         if not text.startswith(before) or stop < 0:
-            raise SeqtuneError(
-                f"the chat template does not show where the assistant's turn in message {at + 1} stands",
-                _place(row),
-                "mark assistant turns in the template with {% generation %} … {% endgeneration %}",
+            raise BadRow(
+                "chat template",
+                f"it does not show where the assistant's turn in message {at + 1} stands; "
+                "mark such turns in the template with {% generation %} … {% endgeneration %}",
             )
         return len(before), stop + len(self._stop)
 
@@ -202,14 +220,19 @@ class _Chat:
         """
         question = {"role": "user", "content": "?"}
         talk = [question, {"role": "assistant", "content": _PROBE}]
-        tails = [self.render(messages, {}).rpartition(_PROBE)[2] for messages in (talk, [*talk, question])]
+        try:
+            tails = [self.render(messages).rpartition(_PROBE)[2] for messages in (talk, [*talk, question])]
+        except BadRow as fault:
+            raise SeqtuneError(
+                fault.detail, "model.tokenizer", "mend the template: it must take user and assistant"
+            ) from fault
         coded = self._tokenizer(tails, add_special_tokens=False, return_offsets_mapping=True)
         both = zip(coded["offset_mapping"][0], *coded["input_ids"], strict=False)
         ends = [end for (_, end), _, _ in takewhile(lambda token: token[1] == token[2], both)]
         return tails[0][: ends[-1]].strip() if ends else ""
 
     def _render(
-        self, messages: Sequence[Mapping[str, Any]], row: Mapping[str, Any], answer: bool, *, marks: bool = False
+        self, messages: Sequence[Mapping[str, Any]], answer: bool, *, marks: bool = False
     ) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -222,11 +245,7 @@ class _Chat:
                 **settings,
             )
         except TemplateError as error:
-            raise SeqtuneError(
-                f"the chat template refuses the conversation: {error}",
-                _place(row),
-                "mend the order of its roles, or leave the row out",
-            ) from error
+            raise BadRow("chat template", f"it refuses the conversation: {error}") from error
         texts, spans = rendered
         return texts[0], spans[0] if marks else []
 
@@ -247,24 +266,28 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _place(row: Mapping[str, Any]) -> str:
-    return str(row.get(WHERE, ""))
-
-
-def _table(batch: list[dict[str, Any]], coded: list[Coded]) -> pa.Table:
+def _table(batch: list[dict[str, Any]], coded: Sequence[Coded | BadRow], bad: BadRows) -> pa.Table:
+    good: list[Coded] = []
+    places = []
+    for row, made in zip(batch, coded, strict=True):
+        if isinstance(made, BadRow):
+            bad.add(str(row.get(WHERE, "")), made)
+        else:
+            good.append(made)
+            places.append(row.get(WHERE))
     table = pa.table(
         {
-            "input_ids": pa.array([ids for ids, _ in coded], type=pa.list_(pa.int32())),
-            "loss_mask": pa.array([mask for _, mask in coded], type=pa.list_(pa.bool_())),
+            "input_ids": pa.array([ids for ids, _ in good], type=pa.list_(pa.int32())),
+            "loss_mask": pa.array([mask for _, mask in good], type=pa.list_(pa.bool_())),
         }
     )
     if batch and WHERE in batch[0]:
-        table = table.append_column(WHERE, pa.array([row[WHERE] for row in batch], type=pa.string()))
+        table = table.append_column(WHERE, pa.array(places, type=pa.string()))
     return table
 
 
 def fingerprints(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """sha256 of what decides a tokenizer's ids (vocabulary, rules, special tokens), and of its chat template ("" without)."""
+    """sha256 of what decides a tokenizer's ids (vocabulary, rules, special tokens) and of its chat template ("")."""
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         rules.pop("padding", None)  # state of the last call, not of the tokenizer
