@@ -147,7 +147,7 @@ def _decoded(file: Iterable[bytes], path: Path) -> Iterator[str]:
 def _jsonl(path: Path, lines: Iterable[str]) -> Iterator[Raw]:
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield f"{path}:{number}", _object(line)
+            yield f"{path}:{number}", _object(line.rstrip())
 
 
 def _object(text: str) -> dict[str, Any] | BadRow:
