@@ -251,18 +251,18 @@ class _Composer:
         if not isinstance(stages, DictConfig) or not stages:
             raise SeqtuneError("stages: is not a list of words for each stage", where, hint)
         found: dict[str, list[_Word]] = {}
-        for name in stages:
+        for name in map(str, stages):
             texts = stages[name] if stages[name] is not None else []
             if not isinstance(texts, ListConfig) or not all(isinstance(text, str) for text in texts):
                 raise SeqtuneError(
                     f"stages.{name}: is not a list of words", str(base.origins.get(f"stages.{name}", where)), hint
                 )
-            found[str(name)] = []
+            found[name] = []
             for index, text in enumerate(texts):
                 set_by = base.origins.get(f"stages.{name}.{index}", COMMAND_LINE)
                 origin = Origin("stage", set_by.file, set_by.line)
                 if word := self.word(text, origin):
-                    found[str(name)].append(word)
+                    found[name].append(word)
         return found
 
     def plain(self, name: str, loaded: _Loaded) -> ComposedStage:

@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from seqtune.errors import SeqtuneError, did_you_mean
-from seqtune_cli.words import complete
+from seqtune_cli.completion import complete
 
 
 def copy(
     recipe: Annotated[str, typer.Argument(metavar="recipe=NAME", autocompletion=complete)],
     file: Annotated[Path | None, typer.Argument(help="Where to; ./NAME.yaml when left out.")] = None,
 ) -> None:
-    """Copy a shipped recipe to a local file, ready to edit: seqtune copy recipe=gspo_tiny mine.yaml"""
+    """Copy a recipe to a local file to edit.
+
+    Example: seqtune copy recipe=gspo_tiny mine.yaml
+    """
     from seqtune_cli import catalogue
 
     name, known = recipe.removeprefix("recipe="), catalogue.recipes()

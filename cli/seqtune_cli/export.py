@@ -10,7 +10,10 @@ from seqtune_cli.words import Words, needed, take
 
 
 def export(words: Words = None) -> None:
-    """Write a run's model as plain safetensors, adapters merged: seqtune export run=DIR out=DIR"""
+    """Write a run's model as plain safetensors.
+
+    Adapters are merged. Example: seqtune export run=runs/NAME/TIME out=model
+    """
     from seqtune.errors import SeqtuneError
 
     taken, rest = take(words, "run", "out")
@@ -18,7 +21,6 @@ def export(words: Words = None) -> None:
         raise SeqtuneError(f"export takes run= and out= only, not {', '.join(rest)}", where="command line")
     run, out = needed(taken, "run", "run=runs/RECIPE/TIME"), needed(taken, "out", "out=DIR")
     from seqtune.training.export import export as write
-
     from seqtune_cli.runs import existing
 
     typer.echo(f"wrote {write(existing(run), Path(out))}")

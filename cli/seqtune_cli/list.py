@@ -32,7 +32,7 @@ REGISTRIES = {
 
 
 def list_names(kind: Annotated[Kind | None, typer.Argument()] = None, as_json: Json = False) -> None:
-    """List recipes and everything a recipe can name, each with who ships it and one line."""
+    """List recipes and what they can name."""
     from seqtune_cli import render
 
     found = {one.value: rows(one) for one in ([kind] if kind else Kind)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,13 +20,12 @@ from seqtune_cli.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Fine-tune language models from recipe files: seqtune train recipe=quickstart",
+    help="Fine-tune language models from recipe files.\n\nExample: seqtune train recipe=quickstart",
 )
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -63,7 +62,8 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the user can mend it, 1 a bug of ours, 130 interrupted."""
-    usage_error = typer.BadParameter.__bases__[0]
+    # The parent of what Typer raises for a bad option; releases differ in where they keep it.
+    usage_error: type[Any] = typer.BadParameter.__bases__[0]
     try:
         code = typer.main.get_command(app).main(args=arguments, prog_name="seqtune", standalone_mode=False)
     except SeqtuneError as error:
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_error(error)
         sys.exit(2)
     except usage_error as error:
-        error.show()  # type: ignore[attr-defined]  # every usage error of Typer has it
+        error.show()
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted", err=True)

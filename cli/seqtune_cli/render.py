@@ -318,13 +318,17 @@ def _told(out: Console, event: Event, *, quiet: bool) -> None:
 
 
 @contextmanager
-def progress(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar of done and all on a terminal's stderr; nothing elsewhere."""
+def progress(label: str, *, shown: bool) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar of done and all on a terminal's stderr; nothing elsewhere. The third number, tokens, is shown above 0."""
     out = Console(stderr=True)
     if not (shown and out.is_terminal):
-        yield lambda done, of: None
+        yield lambda done, of, tokens: None
         return
     with Live(console=out, transient=True, refresh_per_second=4) as live:
-        yield lambda done, of: live.update(
-            Group(Text(f"{label} {done:,} of {of:,}"), ProgressBar(total=max(1, of), completed=done, width=60))
-        )
+
+        def tell(done: int, of: int, tokens: int) -> None:
+            count = f", {tokens:,} tokens" if tokens else ""
+            bar = ProgressBar(total=max(1, of), completed=done, width=60)
+            live.update(Group(Text(f"{label} {done:,} of {of:,}{count}"), bar))
+
+        yield tell

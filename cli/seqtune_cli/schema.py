@@ -11,7 +11,7 @@ from seqtune_cli.words import print_json
 
 
 def schema(file: Annotated[Path | None, typer.Argument(help="Write here instead of printing.")] = None) -> None:
-    """Print the JSON Schema of recipes, for completion and checks in editors."""
+    """Print the JSON Schema of recipes for editors."""
     from seqtune.config.schema import recipe_schema
 
     if file is None:

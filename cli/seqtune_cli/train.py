@@ -17,7 +17,10 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the results.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the stages of a recipe: seqtune train recipe=quickstart train.seed=1"""
+    """Train the stages of a recipe.
+
+    Example: seqtune train recipe=quickstart train.seed=1
+    """
     from seqtune_cli import runs
 
     taken, rest = take(words, "recipe", "out")

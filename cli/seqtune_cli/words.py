@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seqtune.errors import SeqtuneError, did_you_mean
+from seqtune.errors import SeqtuneError
+from seqtune_cli.completion import complete
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from seqtune.config.plan import Plan
     from seqtune.config.provenance import Composed
-
-
-def complete(ctx: typer.Context, args: list[str], incomplete: str) -> list[str]:
-    """Completions of a word: recipes, group options, then field paths; reads file names and specs only.
-
-    Bash cuts words at `=`, so the key may come as an argument of its own before the sign.
-    """
-    from seqtune_cli import catalogue
-
-    key, sign, typed = incomplete.partition("=")
-    prefix = f"{key}="
-    if not sign:
-        words = [*sys.argv, *args] if not args else args
-        if incomplete and len(words) >= 2 and words[-1] == "=":
-            key, typed, prefix, sign = words[-2], incomplete, "", "="
-    if sign:
-        found = catalogue.recipes() if key == "recipe" else catalogue.groups().get(key, {})
-        return [f"{prefix}{name}" for name in sorted(found) if name.startswith(typed)]
-    groups = catalogue.groups()
-    heads = [f"{word}=" for word in ("recipe", "out", "run", *groups) if word.startswith(incomplete)]
-    return heads if "." not in incomplete else [f"{p}=" for p in _fields() if p.startswith(incomplete)]
-
-
-def _fields() -> list[str]:
-    from seqtune.config.plan import REGISTERED
-    from seqtune.config.reading import AXIS_SPECS, registry
-
-    found: set[str] = set()
-    for axis, specs in AXIS_SPECS.items():
-        found |= {f"{axis}.{field}" for spec in specs for field in spec.model_fields}
-    for axis in REGISTERED:
-        found |= {f"{axis}.{field}" for name in registry(axis) for field in registry(axis).load(name).model_fields}
-    return sorted(found)
 
 
 Words = Annotated[
@@ -88,7 +55,7 @@ def needed(taken: dict[str, str], key: str, example: str) -> str:
         SeqtuneError: It is missing.
     """
     if key not in taken:
-        raise SeqtuneError(f"{key}= is missing", where="command line", hint=example)
+        raise SeqtuneError(f"{key}= is missing", "command line", example)
     return taken[key]
 
 
@@ -113,7 +80,7 @@ def recipe_of(taken: dict[str, str]) -> str:
     """
     from seqtune_cli import catalogue
 
-    return needed(taken, "recipe", f"recipe=NAME ({did_you_mean('', catalogue.recipes())}), or recipe=FILE.yaml")
+    return needed(taken, "recipe", f"recipe=NAME ({', '.join(sorted(catalogue.recipes()))}), or recipe=FILE.yaml")
 
 
 def print_error(error: SeqtuneError) -> None:

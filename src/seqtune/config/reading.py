@@ -134,7 +134,7 @@ def _stage(given: ComposedStage, problems: list[_Found]) -> Stage | None:
     if objective.family != "policy":
         specs.pop("rollout", None)
     try:
-        return Stage(name=given.name or objective.name, **specs)  # type: ignore[arg-type]  # each axis its own spec
+        return Stage(name=given.name or objective.name, **specs)
     except ValidationError:
         where = f"stages.{given.name}"
         problems.append(

@@ -28,6 +28,7 @@ def evaluate_stage(
     into: Path,
     name: str | None = None,
     label: str | None = None,
+    whole: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Evaluation, Path]:
     """Evaluate a model on the held-out examples of a stage, as its plan says.
@@ -39,6 +40,7 @@ def evaluate_stage(
         tokenizer: Of the model.
         into: Folder of the two files: `<name>.json` with the estimates, `<name>.items.jsonl` with a row an example.
         name: Of the files; None takes the evaluation's name and the time.
+        whole: Measure all examples of the stage's data instead of the held-out ones.
         label: What tables call the model; None takes the name of the stage.
         progress: As `evaluate`.
 
@@ -48,11 +50,11 @@ def evaluate_stage(
     Raises:
         SeqtuneError: As `evaluate`, or the data cannot be read.
     """
-    reward = _reward(plan, stage)
+    reward, examples = _reward(plan, stage), load_data(stage.data)
     found = evaluate(
         model,
         tokenizer,
-        load_data(stage.data).heldout,
+        examples.train if whole else examples.heldout,
         stage.eval,
         reward.build() if reward is not None and stage.eval.name != "perplexity" else None,
         progress=progress,
