@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqtune.config.axes import TemplateMathSpec
 from seqtune.data import sources
+from seqtune.data.rows import BadRows
 from seqtune.data.tokenize import fingerprints, tokenize
 from seqtune.packing import artefact
 from seqtune.packing.pack import pack
@@ -34,7 +36,7 @@ def packed_for(stage: Stage, examples: Dataset, tokenizer: PreTrainedTokenizerBa
     """
     if stage.packing.path is not None and not heldout:
         return artefact.read(Path(stage.packing.path).expanduser(), stage.packing, _origin(stage, tokenizer))
-    return pack(tokenize(examples, tokenizer), stage.packing)
+    return _packed(stage, examples, tokenizer)
 
 
 def pack_stage(stage: Stage, out: Path, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
@@ -57,12 +59,21 @@ def pack_stage(stage: Stage, out: Path, progress: Callable[[float], None] | None
     tokenizer = load_tokenizer(stage.model)
     examples = sources.load(stage.data)
     tell(0.2)
-    sequences = tokenize(examples.train, tokenizer)
+    packed = _packed(stage, examples.train, tokenizer)
     tell(0.8)
-    packed = pack(sequences, stage.packing)
     artefact.write(out, packed, stage.packing, _origin(stage, tokenizer))
     tell(1.0)
     return {"folder": str(out), **packed.counts, "skipped": examples.skipped}
+
+
+def _packed(stage: Stage, examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> Packed:
+    bad = BadRows("error" if isinstance(stage.data, TemplateMathSpec) else stage.data.on_error)
+    sequences = tokenize(examples, tokenizer, bad)
+    untrained = bad.close()
+    packed = pack(sequences, stage.packing)
+    if untrained:
+        packed.counts["dropped"] = {**packed.counts.get("dropped", {}), **untrained}
+    return packed
 
 
 def _origin(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> artefact.Origin:
