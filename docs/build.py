@@ -1,7 +1,8 @@
 """Build the documentation into site/: `make docs`.
 
 Pages are copied to build/docs. On the way the commands in their `console run` blocks are run and answered by what they
-print, and the pages about recipes and fields are written from the recipes and the specs, so none of it can go stale.
+print, `file=` blocks are filled from docs/examples, and the pages about recipes and fields are written from the recipes
+and the specs, so none of it can go stale.
 A command that fails, a broken link and any warning stop the build.
 """
 
@@ -49,6 +50,7 @@ LIMITS = {
     "multipleOf": "multiple of",
 }
 RUN = re.compile(r"^```console run(?: exit=(\d+))?\n(.*?)^```$", re.M | re.S)
+FILE = re.compile(r"^```(\w+) file=(\S+)\n```$", re.M)
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def answered(text: str, folder: Path) -> str:
-    """A page with the output of its commands.
+    """A page with the output of its commands and the files it shows.
 
     Raises:
         SystemExit: A command exits with another code than the page says.
@@ -83,7 +85,8 @@ def answered(text: str, folder: Path) -> str:
                 lines.append(printed(shlex.split(line.removeprefix("$ ")), int(block[1] or 0), folder))
         return "\n".join(["```console", *lines, "```"])
 
-    return RUN.sub(answer, text)
+    filled = FILE.sub(lambda block: f"```{block[1]}\n{(folder / block[2]).read_text(encoding='utf-8')}```", text)
+    return RUN.sub(answer, filled)
 
 
 def printed(command: list[str], code: int, folder: Path) -> str:

@@ -1,0 +1,1 @@
+"""Identity Preference Optimization for seqtune."""

@@ -1,0 +1,1 @@
+"""Recipe groups of acme."""
