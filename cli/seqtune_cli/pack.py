@@ -19,7 +19,7 @@ def pack(words: Words = None, as_json: Json = False) -> None:
 
     out = Path(taken.get("out", f"packs/{Path(plan.recipe).stem}"))
     with render.progress("packing", shown=not as_json) as progress:
-        summary = pack_stage(plan.stages[0], out, lambda done: progress(round(100 * done), 100, 0))
+        summary = pack_stage(plan.stages[0], out, lambda done: progress(round(100 * done), 100))
     if as_json:
         print_json(summary)
     else:

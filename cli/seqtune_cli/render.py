@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -176,6 +175,12 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((value - low) * scale)] for value in values)
 
 
+def bar(done: int, of: int, width: int) -> Text:
+    """A bar, filled in proportion."""
+    filled = width * min(done, of) // max(1, of)
+    return Text.assemble(("━" * filled, "green"), ("╌" * (width - filled), "dim"))
+
+
 def clock(seconds: float) -> str:
     """`1:02:03`, or `2:03` below an hour."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
@@ -239,7 +244,7 @@ class Progress:
         parts += [f"{key} {row[key]:.4g}" for key in shown if isinstance(row.get(key), int | float)]
         if self.rate is not None:
             parts.append(f"{self.rate:,.0f} tokens/s")
-        if self.left is not None:
+        if self.left:
             parts.append(f"{clock(self.left)} left")
         return "  ".join(parts)
 
@@ -247,10 +252,10 @@ class Progress:
         """The live panel."""
         inner = max(20, width - 4)
         facts = [f"{self.step:,} of {self.steps:,} steps"]
-        facts += [f"{clock(self.left)} left"] if self.left is not None else []
+        facts += [f"{clock(self.left)} left"] if self.left else []
         facts += [f"{self.rate:,.0f} tokens/s"] if self.rate is not None else []
         lines: list[RenderableType] = [
-            ProgressBar(total=max(1, self.steps), completed=self.step, width=inner),
+            bar(self.step, self.steps, inner),
             Text("   ".join(facts)),
         ]
         for key, values in self.curves.items():
@@ -318,17 +323,11 @@ def _told(out: Console, event: Event, *, quiet: bool) -> None:
 
 
 @contextmanager
-def progress(label: str, *, shown: bool) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar of done and all on a terminal's stderr; nothing elsewhere. The third number, tokens, is shown above 0."""
+def progress(label: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar of done and all on a terminal's stderr; nothing elsewhere."""
     out = Console(stderr=True)
     if not (shown and out.is_terminal):
-        yield lambda done, of, tokens: None
+        yield lambda done, of: None
         return
     with Live(console=out, transient=True, refresh_per_second=4) as live:
-
-        def tell(done: int, of: int, tokens: int) -> None:
-            count = f", {tokens:,} tokens" if tokens else ""
-            bar = ProgressBar(total=max(1, of), completed=done, width=60)
-            live.update(Group(Text(f"{label} {done:,} of {of:,}{count}"), bar))
-
-        yield tell
+        yield lambda done, of: live.update(Group(Text(f"{label} {done:,} of {of:,}"), bar(done, of, 60)))
