@@ -83,8 +83,14 @@ def evaluate(
 
     Raises:
         SeqtuneError: There is no example, the examples cannot be measured this way, the reward fails, or a sequence is
-            longer than the model reads.
+            longer than the model reads; or the model is no language model.
     """
+    if model.get_output_embeddings() is None:
+        raise SeqtuneError(
+            "a reward model completes nothing and predicts no tokens",
+            where="the weights to evaluate",
+            hint="its held-out accuracy is in the run's metrics and report (eval/…)",
+        )
     if not len(rows):
         raise SeqtuneError(
             "there are no held-out examples to evaluate on",

@@ -42,6 +42,7 @@ def evaluate_stage(
         name: Of the files; None takes the evaluation's name and the time.
         whole: Measure all examples of the stage's data instead of the held-out ones.
         label: What tables call the model; None takes the name of the stage.
+        whole: Evaluate on all examples the data gives for training, instead of those held out.
         progress: As `evaluate`.
 
     Returns:
@@ -68,6 +69,8 @@ def evaluate_stage(
         "eval": stage.eval.model_dump(mode="json"),
         "data": stage.data.model_dump(mode="json"),
         "reward": reward.model_dump(mode="json") if reward is not None else None,
+        "examples": len(found.items),
+        "skipped": examples.skipped,
         "metrics": found.results(),
     }
     write_lines(file.with_suffix(".items.jsonl"), found.items)
