@@ -56,13 +56,12 @@ def _fields() -> dict[str, list[str]]:
     """Dotted paths of all fields, with their choices where they are few."""
     from seqtune.config.schema import recipe_schema
 
-    whole = recipe_schema()
     found: dict[str, list[str]] = {}
-    for axis, spec in whole["properties"].items():
-        for one in spec.get("anyOf", [spec]):
-            fields = whole["$defs"].get(one.get("$ref", "").rpartition("/")[2], {}).get("properties", {})
-            for name, field in fields.items():
-                choices = found.setdefault(f"{axis}.{name}", [])
-                booleans = ["true", "false"] if field.get("type") == "boolean" else []
-                choices += [str(value) for value in field.get("enum", booleans) if str(value) not in choices]
+    for key, definition in recipe_schema()["$defs"].items():
+        axis = key.partition(".")[0]
+        for name, field in definition.get("properties", {}).items():
+            choices = found.setdefault(f"{axis}.{name}", [])
+            for one in field["anyOf"]:
+                booleans = ["true", "false"] if one.get("type") == "boolean" else []
+                choices += [str(value) for value in one.get("enum", booleans) if str(value) not in choices]
     return found

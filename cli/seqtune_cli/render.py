@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -198,8 +197,6 @@ class Progress:
     """`stage 2 of 3`."""
     step: int = 0
     steps: int = 0
-    began: float = 0.0
-    """When the stage began here, by the monotonic clock."""
     first: tuple[int, int, float] | None = None
     """Step, tokens and seconds of the first row seen of the stage: rates are taken from there."""
     seconds: float = 0.0
@@ -209,7 +206,6 @@ class Progress:
     """Seconds to the end of the stage."""
     curves: dict[str, list[float]] = field(default_factory=dict)
     """Loss and reward of the stage."""
-    notices: list[str] = field(default_factory=list)
 
     def see(self, event: Event) -> None:
         """Take in one event."""
@@ -217,10 +213,8 @@ class Progress:
             self.folder = event.folder
         elif isinstance(event, StageStarted):
             self.stage, self.place = event.stage, f"stage {event.index + 1} of {event.stages}"
-            self.step, self.steps, self.began = 0, event.steps, time.monotonic()
+            self.step, self.steps = 0, event.steps
             self.first, self.rate, self.left, self.curves = None, None, None, {}
-        elif isinstance(event, Notice):
-            self.notices.append(event.text)
         elif isinstance(event, Step):
             self._row(event.row, event.steps)
 

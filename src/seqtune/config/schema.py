@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
 from seqtune.config.plan import REGISTERED, Stage
 from seqtune.config.reading import AXIS_SPECS, registry
 from seqtune.registry import load
@@ -13,13 +11,20 @@ from seqtune.registry import load
 if TYPE_CHECKING:
     from seqtune.config.spec import Spec
 
+LATER = {
+    "type": "string",
+    "pattern": r"^(\?\?\?|.*\$\{.+\}.*)$",
+    "description": "`???`: has to be given on the command line; `${path}`: the value of another field.",
+}
+
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe: per axis, one alternative for each registered name.
 
-    Every field may be left out, because the groups of the `defaults` list bring the rest.
+    Every field may be left out, because the groups of the `defaults` list bring the rest. The schema of a group's own
+    file is `$defs/<axis>`.
     """
-    definitions: dict[str, Any] = {}
+    definitions: dict[str, Any] = {"later": LATER}
     properties: dict[str, Any] = {
         "defaults": {"type": "array", "description": "Groups the recipe is made of; `_self_` comes last."},
         "stages": {
@@ -30,8 +35,9 @@ def recipe_schema() -> dict[str, Any]:
     }
     for axis in Stage.model_fields:
         if axis != "name":
-            alternatives = [_spec(spec, definitions) for spec in _specs(axis)]
-            properties[axis] = {"anyOf": alternatives} if len(alternatives) > 1 else alternatives[0]
+            alternatives = [_spec(f"{axis}.{name}", spec, definitions) for name, spec in _specs(axis).items()]
+            definitions[axis] = {"anyOf": alternatives} if len(alternatives) > 1 else alternatives[0]
+            properties[axis] = {"$ref": f"#/$defs/{axis}"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "seqtune recipe",
@@ -42,17 +48,22 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
-def _specs(axis: str) -> list[type[Spec]]:
+def _specs(axis: str) -> dict[str, type[Spec]]:
+    """The specs of an axis by the name that chooses them."""
     if axis not in REGISTERED:
-        return list(AXIS_SPECS[axis])
+        return {spec.__name__: spec for spec in AXIS_SPECS[axis]}
     names = registry(axis)
-    specs = [names.load(name) for name in names]
-    return [*specs, load("seqtune.rewards.specs:Custom")] if axis == "reward" else specs
+    specs = {name: names.load(name) for name in names}
+    return {**specs, "custom": load("seqtune.rewards.specs:Custom")} if axis == "reward" else specs
 
 
-def _spec(spec: type[Spec], definitions: dict[str, Any]) -> dict[str, Any]:
-    schema = TypeAdapter(spec).json_schema(ref_template="#/$defs/{model}")
+def _spec(key: str, spec: type[Spec], definitions: dict[str, Any]) -> dict[str, Any]:
+    schema = spec.model_json_schema(ref_template="#/$defs/{model}")
     definitions |= schema.pop("$defs", {})
     schema.pop("required", None)
-    definitions[spec.__name__] = schema
-    return {"$ref": f"#/$defs/{spec.__name__}"}
+    for name, field in schema["properties"].items():
+        about = {word: field.pop(word) for word in ("description", "default", "title") if word in field}
+        choices = field["anyOf"] if set(field) == {"anyOf"} else [field]
+        schema["properties"][name] = {**about, "anyOf": [*choices, {"$ref": "#/$defs/later"}]}
+    definitions[key] = schema
+    return {"$ref": f"#/$defs/{key}"}
