@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqtune.config.axes import TemplateMathSpec
+from seqtune.config.axes import DataSpec, TemplateMathSpec
 from seqtune.data import sources
 from seqtune.data.rows import BadRows
 from seqtune.data.tokenize import fingerprints, tokenize
@@ -31,12 +33,19 @@ def packed_for(stage: Stage, examples: Dataset, tokenizer: PreTrainedTokenizerBa
         tokenizer: Of the model.
         heldout: Whether these are the held-out examples, which a pack does not hold.
 
+    Returns:
+        The rows; `counts` has `skipped` (by reason) when the chat template could not write some examples.
+
     Raises:
         SeqtuneError: As `tokenize` and `pack`; or the pack is damaged, or was made otherwise than the stage says.
     """
     if stage.packing.path is not None and not heldout:
         return artefact.read(Path(stage.packing.path).expanduser(), stage.packing, _origin(stage, tokenizer))
-    return _packed(stage, examples, tokenizer)
+    bad = BadRows(stage.data.on_error if isinstance(stage.data, DataSpec) else "error")
+    sequences = tokenize(examples, tokenizer, bad)
+    skipped = bad.close()
+    packed = pack(sequences, stage.packing)
+    return replace(packed, counts={**packed.counts, "skipped": skipped}) if skipped else packed
 
 
 def pack_stage(stage: Stage, out: Path, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
@@ -55,15 +64,17 @@ def pack_stage(stage: Stage, out: Path, progress: Callable[[float], None] | None
     """
     from seqtune.models.load import load_tokenizer
 
+    spec = stage.packing.model_copy(update={"path": None})
     tell = progress or (lambda done: None)
     tokenizer = load_tokenizer(stage.model)
     examples = sources.load(stage.data)
     tell(0.2)
     packed = _packed(stage, examples.train, tokenizer)
     tell(0.8)
-    artefact.write(out, packed, stage.packing, _origin(stage, tokenizer))
+    artefact.write(out, packed, spec, _origin(stage, tokenizer))
     tell(1.0)
-    return {"folder": str(out), **packed.counts, "skipped": examples.skipped}
+    skipped = Counter(examples.skipped) + Counter(packed.counts.get("skipped", {}))
+    return {"folder": str(out), **packed.counts, "skipped": dict(skipped)}
 
 
 def _packed(stage: Stage, examples: Dataset, tokenizer: PreTrainedTokenizerBase) -> Packed:
