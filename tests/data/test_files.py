@@ -168,6 +168,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, m
     assert problem.where == ("data.path" if line is None else f"{path}:{line}")
 
 
+def test_a_column_named_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(SeqtuneError, match="names a column twice: text, text"):
+        list(read(path, "paragraph"))
+
+
 def test_folders_globs_and_lists(workdir: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "notes.md", ".hidden.jsonl", "deep/c.jsonl.gz"):
         (workdir / name).parent.mkdir(exist_ok=True)

@@ -270,6 +270,9 @@ def _arrow(path: Path) -> Iterator[Raw]:
 def _numbered(path: Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Raw]:
     number = 0
     for batch in batches:
+        names = batch.schema.names
+        if len(set(names)) < len(names):  # rows become dictionaries, which would keep the last of them
+            raise SeqtuneError(f"'{path}' names a column twice: {', '.join(names)}", "data.path", "rename one of them")
         for row in batch.to_pylist():
             number += 1
             yield f"{path}:row {number}", row
