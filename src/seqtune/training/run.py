@@ -111,6 +111,9 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
         examples=examples,
         checkpoint=saved[-1] if saved else None,
     )
+    if examples.skipped:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in examples.skipped.items())
+        run.notice(f"bad rows left out (data.on_error=skip): {reasons}")
     with _disk_full(folder, stage):
         trainer = load(TRAINERS[stage.objective.family])(run)
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)

@@ -104,7 +104,7 @@ def rows(run: StageRun, examples: Dataset, *, heldout: bool) -> Dataset:
     packed = packed_for(run.stage, examples, run.tokenizer, heldout=heldout)
     check_length(run, max(max(lengths) for lengths in packed.dataset["seq_lengths"]))
     counts = packed.counts
-    lost = {name: counts[name] for name in ("dropped", "truncated", "split") if name in counts}
+    lost = {name: counts[name] for name in ("skipped", "dropped", "truncated", "split") if name in counts}
     run.notice(
         f"{'held-out' if heldout else 'training'} data: {counts['documents']} documents in {counts['rows']} rows "
         f"of {spec.capacity} tokens, {counts['fill']:.1%} full{f'; {lost}' if lost else ''}"
