@@ -54,43 +54,48 @@ FILE = re.compile(r"^```(\w+) file=(\S+)\n```$", re.M)
 
 
 def main() -> None:
-    """Stage every page, then build the site."""
+    """Stage every page, then build the site.
+
+    Raises:
+        SystemExit: A command ends otherwise than its page says, or zensical warns.
+    """
     shutil.rmtree(STAGED, ignore_errors=True)
     shutil.copytree(PAGES, STAGED, ignore=shutil.ignore_patterns("*.py", "__pycache__", "examples"))
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(PAGES / "examples", Path(folder), dirs_exist_ok=True)
-        for page in STAGED.rglob("*.md"):
-            page.write_text(answered(page.read_text(encoding="utf-8"), Path(folder)), encoding="utf-8")
+        shutil.copytree(PAGES / "examples", folder, dirs_exist_ok=True)
+        for page in sorted(STAGED.rglob("*.md")):
+            page.write_text(filled(page.read_text(encoding="utf-8"), Path(folder), wrong), encoding="utf-8")
+    if wrong:
+        raise SystemExit("\n\n".join(wrong))
     (STAGED / "recipes.md").write_text("\n".join(recipes()), encoding="utf-8")
     (STAGED / "configuration.md").write_text("\n".join(configuration()), encoding="utf-8")
     built = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     if built.returncode:  # zensical ends its report with a traceback of its own
-        raise SystemExit(built.stderr.split("Traceback (most recent call last)")[0])
+        raise SystemExit(re.sub(r"\x1b\[[\d;]*m", "", built.stderr).split("Traceback (most recent call last)")[0])
 
 
-def answered(text: str, folder: Path) -> str:
-    """A page with the output of its commands and the files it shows.
+def filled(text: str, folder: Path, wrong: list[str]) -> str:
+    """A page with the files it shows and the output of its commands, which run in `folder`."""
 
-    Raises:
-        SystemExit: A command exits with another code than the page says.
-    """
+    def show(block: re.Match[str]) -> str:
+        return f"```{block[1]}\n{(folder / block[2]).read_text(encoding='utf-8')}```"
 
     def answer(block: re.Match[str]) -> str:
         lines = []
         for line in block[2].splitlines():
             lines.append(line)
             if line.startswith("$ "):
-                lines.append(printed(shlex.split(line.removeprefix("$ ")), int(block[1] or 0), folder))
+                lines.append(printed(shlex.split(line.removeprefix("$ ")), int(block[1] or 0), folder, wrong))
         return "\n".join(["```console", *lines, "```"])
 
-    filled = FILE.sub(lambda block: f"```{block[1]}\n{(folder / block[2]).read_text(encoding='utf-8')}```", text)
-    return RUN.sub(answer, filled)
+    return RUN.sub(answer, FILE.sub(show, text))
 
 
-def printed(command: list[str], code: int, folder: Path) -> str:
-    """What a command prints, as a page shows it."""
+def printed(command: list[str], code: int, folder: Path, wrong: list[str]) -> str:
+    """What a command prints, as a page shows it; an exit code other than `code` is added to `wrong`."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -102,7 +107,7 @@ def printed(command: list[str], code: int, folder: Path) -> str:
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode != code:
-        raise SystemExit(f"{shlex.join(command)} exited {done.returncode}, the page says {code}:\n{done.stdout}")
+        wrong.append(f"{shlex.join(command)} exited {done.returncode}, its page says {code}:\n{done.stdout}")
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
 
 
