@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from seqtune.data.sources import load as load_data
@@ -57,11 +58,11 @@ def evaluate_stage(
         tokenizer,
         examples.train if whole else examples.heldout,
         stage.eval,
-        reward.build() if reward is not None and stage.eval.name != "perplexity" else None,
+        reward.build() if reward is not None else None,
         progress=progress,
     )
     now = datetime.now().astimezone()
-    file = into / f"{name or f'{stage.eval.name}-{now:%Y-%m-%d_%H-%M-%S}'}.json"
+    file = into / f"{name}.json" if name is not None else _free(into, f"{stage.eval.name}-{now:%Y-%m-%d_%H-%M-%S}")
     record: dict[str, Any] = {
         "label": label or stage.name,
         "stage": stage.name,
@@ -78,5 +79,14 @@ def evaluate_stage(
     return found, file
 
 
+def _free(into: Path, stem: str) -> Path:
+    """A JSON file that does not exist yet."""
+    places = (into / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json") for number in count(1))
+    return next(place for place in places if not place.exists())
+
+
 def _reward(plan: Plan, stage: Stage) -> RewardSpec | None:
+    """What scores completions; None when they are not scored."""
+    if stage.eval.name == "perplexity":
+        return None
     return next((one.reward for one in (stage, *plan.stages) if one.reward is not None), None)
