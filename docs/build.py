@@ -99,7 +99,7 @@ def printed(command: list[str], code: int, folder: Path, wrong: list[str]) -> st
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "COLUMNS": "100",
+        "COLUMNS": "88",
         "NO_COLOR": "1",
         "HF_HUB_OFFLINE": "1",
     }
@@ -120,10 +120,10 @@ def recipes() -> Iterator[str]:
     yield "they are put together; [Configuration](configuration.md) lists every field.\n"
     yield "## Whole recipes\n"
     for recipe in shipped(RECIPES):
-        yield f"### {recipe.name}\n\n{link(recipe.header['Purpose'])}\n"
+        yield f"### {recipe.name}\n\n{sentence(recipe.header['Purpose'])}\n"
         yield f"```console\n$ {recipe.header['Launch']}\n```\n"
         for field in ("Hardware and memory", "Numbers"):
-            yield f"- {field}: {link(recipe.header[field])}"
+            yield f"- {field}: {words(link(recipe.header[field]))}"
         yield f"- Try also: `{recipe.header['Override']}`\n"
         yield f'??? note "{recipe.file.name}"\n'
         body = [line for line in recipe.file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
@@ -190,6 +190,16 @@ def literal(value: object) -> str:
 def cell(text: str) -> str:
     """Text that fits a table cell."""
     return text.replace("|", "\\|")
+
+
+def sentence(text: str) -> str:
+    """Text with a capital first letter, unless it begins with code."""
+    return text[0].upper() + text[1:]
+
+
+def words(text: str) -> str:
+    """Text whose override words are code."""
+    return re.sub(r"[a-z_.]+=\S+(?: [a-z_.]+=\S+)*", lambda found: f"`{found[0]}`", text)
 
 
 def link(text: str) -> str:
