@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -39,9 +40,16 @@ class Line:
     values: Sequence[float]
 
 
-def curves(title: str, lines: Sequence[Line], *, wide: bool = False) -> str:
-    """A small chart over optimiser steps; a long noisy line is drawn faint under its running mean."""
-    figure, axes = _figure(5.4 if wide else 3.4, 2.7 if wide else 1.9)
+def curves(title: str, lines: Sequence[Line], *, salt: str, wide: bool = False) -> str:
+    """A small chart over optimiser steps; a long line is drawn faint under its running mean.
+
+    Args:
+        title: Above the axes.
+        lines: At most as many as there are colours.
+        salt: Different for every chart of a page: ids inside the SVG are made from it.
+        wide: The size of a main chart.
+    """
+    figure, axes = _figure(5.4 if wide else 3.4, 2.6 if wide else 1.9)
     for line, colour in zip(lines, COLOURS, strict=False):
         steps, values = _thinned(np.asarray(line.steps, float), np.asarray(line.values, float))
         marker = "o" if len(steps) < 12 else None
@@ -52,7 +60,7 @@ def curves(title: str, lines: Sequence[Line], *, wide: bool = False) -> str:
     axes.set_title(title, loc="left", fontsize=9, color=INK, fontweight="bold")
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="best")
-    return _svg(figure, title)
+    return _svg(figure, salt)
 
 
 def intervals(title: str, labels: Sequence[str], values: Sequence[tuple[float, float, float]]) -> str:
@@ -86,13 +94,13 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, title: str) -> str:
+def _svg(figure: Figure, salt: str) -> str:
     import matplotlib as mpl
 
     text = io.StringIO()
     # Text stays text (selectable, small); the salt makes ids the same in every run and different between charts.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     body = text.getvalue()
     body = body[body.index("<svg") :].replace(INK, "currentColor")
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 SHARES = ("accuracy", "pass@", "maj@", "ended")
 """Beginnings of the metrics that are shares and shown in percent."""
 
-FIRST = ("reward/mean", "rewards/margin", "rewards/accuracy", "train/token_accuracy", "completions/mean_length")
-"""Metrics whose curves come right after the loss."""
+FIRST = ("reward/mean", "loss", "rewards/margin", "rewards/accuracy", "train/token_accuracy", "completions/mean_length")
+"""Metrics whose curves come first; the first two of a stage are large."""
 
-SAMPLES = 48
+LARGE = 2
+
+LATEST = 48
 """Completions shown."""
 
 
@@ -67,6 +69,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
     return {
         "recipe": plan["recipe"],
         "folder": str(folder.path),
+        "large": LARGE,
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "stages": stages,
         "names": [stage["name"] for stage in plan["stages"]],
@@ -75,7 +78,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "evaluations": evaluations,
         "evaluation_charts": _evaluation_charts(evaluations["rows"]),
         "notices": list(dict.fromkeys(event["text"] for event in events if event["event"] == "Notice")),
-        "samples": folder.samples()[-SAMPLES:],
+        "samples": folder.samples()[-LATEST:],
         "environment": list(_flat(_optional(folder, "environment.json"))),
     }
 
@@ -119,9 +122,10 @@ def _stage(stage: dict[str, Any], rows: list[dict[str, Any]], steps: int | None)
     step = last.get("step", 0)
     return {
         "name": stage["name"],
-        "objective": stage["objective"]["name"],
-        "peft": stage["peft"]["name"],
-        "parallel": f"{stage['parallel']['name']} × {stage['parallel']['processes']}",
+        "about": (
+            f"{stage['objective']['name']} · {stage['peft']['name']} · {stage['packing']['name']} · "
+            f"{stage['parallel']['name']} × {stage['parallel']['processes']}"
+        ),
         "step": step,
         "steps": steps,
         "rows_a_step": rows_a_step,
@@ -141,7 +145,7 @@ def _ends(values: list[float]) -> tuple[float, float] | None:
 
 
 def _charts(stage: str, rows: list[dict[str, Any]]) -> list[str]:
-    """The loss, then every other metric of a stage that changes, training and held-out values on one pair of axes."""
+    """A chart of every metric of a stage that changes, training and held-out values on one pair of axes."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         for key, value in row.items():
@@ -150,15 +154,15 @@ def _charts(stage: str, rows: list[dict[str, Any]]) -> list[str]:
     heldout = {key: _trained(key, series) for key in series if key.startswith("eval/")}
     keys = [key for key in series if key not in heldout]
     keys += [key for key, partner in heldout.items() if partner is None]
-    keys.sort(key=lambda key: (key != "loss", FIRST.index(key) if key in FIRST else len(FIRST)))
-    charts = []
+    keys.sort(key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
+    charts: list[str] = []
     for key in keys:
         lines = [Line("training", *zip(*series[key], strict=True))]
         for other, partner in heldout.items():
             if partner == key:
                 lines.append(Line("held-out", *zip(*series[other], strict=True)))
         if any(len(set(line.values)) > 1 for line in lines):
-            charts.append(curves(f"{stage}: {key}", lines, wide=not charts))
+            charts.append(curves(key, lines, salt=f"{stage}/{key}", wide=len(charts) < LARGE))
     return charts
 
 
