@@ -122,7 +122,7 @@ def _ratio_and_aggregation(stage: Stage) -> Iterator[Violation]:
         f"objective.ratio=sequence with objective.aggregation={objective.aggregation}: summing over tokens would weigh "
         "each completion by its length, while the ratio that is clipped belongs to the whole completion",
         ("objective.aggregation", "objective.ratio"),
-        "objective.aggregation=sequence_mean, or objective.ratio=token",
+        "objective.aggregation=sequence_mean, or objective=grpo, whose ratio is that of a token",
     )
 
 
