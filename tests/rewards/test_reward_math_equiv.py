@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 import time
@@ -146,3 +147,17 @@ def test_data_without_answers_is_reported(reward) -> None:
     with pytest.raises(SeqtuneError, match="the column 'answer'") as caught:
         reward(["p"], ["#### 1"], solution=["1"])
     assert "solution" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize("marker", [pytest.param("A: ", marks=pytest.mark.slow), "#### "])
+def test_real_solutions_are_judged_as_their_authors_did(reward, real_data, marker: str) -> None:
+    """5,276 solutions of four models to GSM8K problems, labelled right or wrong; they end in `A: 18`."""
+    answers, completions, labels = [], [], []
+    for line in real_data("gsm8k_model_solutions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for solution in (value for value in row.values() if isinstance(value, dict)):
+            answers.append(row["ground_truth"].rpartition("A: ")[2])
+            completions.append(solution["solution"].replace("\nA: ", f"\n{marker}"))
+            labels.append(float(solution["is_correct"]))
+    assert len(labels) > 5000
+    assert reward(["p"] * len(labels), completions, answer=answers) == labels
