@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from seqtune import hub
 from seqtune.config.axes import TinyModelSpec
 from seqtune.errors import SeqtuneError
 from seqtune.models import tiny
@@ -158,6 +159,7 @@ def _source(spec: ModelSpec | TinyModelSpec, folder: Path | None, what: str = "m
         "pretrained_model_name_or_path": str(path) if path.is_dir() else name,
         "revision": revision or "main",
         "trust_remote_code": spec.trust_remote_code,
+        "local_files_only": not path.is_dir() and not hub.reachable(),
     }
 
 
