@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import pytest
-
 from seqtune.config.provenance import provenance
 from seqtune.config.reading import dump, read
 from seqtune.report.events import Notice, RunStarted, StageStarted
@@ -21,7 +19,7 @@ HOSTILE = "<script>alert('sample')</script>"
 
 
 def fabricate(path: Path) -> RunFolder:
-    """Metrics, samples, evaluations and events of SFT, then GSPO."""
+    """Metrics, samples, evaluations and events of 200 steps of SFT, then of 30 of the 40 steps of GSPO."""
     composed = compose(["train.seed=3"], "quickstart")
     plan = read(composed)
     names = [stage.name for stage in plan.stages]
@@ -41,7 +39,7 @@ def fabricate(path: Path) -> RunFolder:
         if step % 50 == 0:
             heldout = {"eval/loss": 4.5 * math.exp(-step / 55) + 0.62, "eval/token_accuracy": 1 - math.exp(-step / 60)}
             folder.append_metrics({key: row[key] for key in ("stage", "step", "tokens", "seconds")} | heldout)
-    watch(StageStarted(names[1], 1, 2, 30))
+    watch(StageStarted(names[1], 1, 2, 40))
     for step in range(1, 31):
         reward = 0.45 + 0.4 * (1 - math.exp(-step / 12)) + 0.04 * math.sin(step * 7.13)
         row = {"stage": names[1], "step": step, "loss": 0.001 * math.sin(step), "tokens": step * 3000}
@@ -66,9 +64,3 @@ def fabricate(path: Path) -> RunFolder:
         record = {"label": label, "stage": names[0] if label == "untrained" else label, "eval": {"name": "greedy"}}
         folder.write_json(f"eval/{label}.json", record | {"metrics": {"accuracy": accuracy, "length": length}})
     return folder
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
-    """The fabricated run."""
-    return fabricate(tmp_path / "run")
