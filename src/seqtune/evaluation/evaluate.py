@@ -352,5 +352,5 @@ def _fits(model: Any, longest: int, what: str, where: str) -> None:
         raise SeqtuneError(
             f"{what} takes up to {longest} tokens, but the model reads at most {limit}",
             where=where,
-            hint="lower eval.max_new_tokens, or leave the longest examples out",
+            hint=f"{'lower it, or ' if where == 'eval.max_new_tokens' else ''}leave the longest examples out",
         )

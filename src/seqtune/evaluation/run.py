@@ -43,7 +43,6 @@ def evaluate_stage(
         name: Of the files; None takes the evaluation's name and the time.
         whole: Measure all examples of the stage's data instead of the held-out ones.
         label: What tables call the model; None takes the name of the stage.
-        whole: Evaluate on all examples the data gives for training, instead of those held out.
         progress: As `evaluate`.
 
     Returns:
