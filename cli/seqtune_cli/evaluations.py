@@ -41,6 +41,10 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
         evaluation, file = evaluate_stage(
             plan, plan.stages[0], model, tokenizer, into=into, whole=whole, label=_label(taken), progress=progress
         )
+    if folder is not None:
+        from seqtune.report.html import write_report
+
+        write_report(folder)
     if as_json:
         print_json({"file": str(file), "results": evaluation.results()})
     else:
