@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,7 +45,7 @@ def test_query_ranges_of_one_depth_are_disjoint(forest: SegmentForest) -> None:
     full = [piece for piece in forest.pieces if not piece.causal]
     assert sorted(full, key=repr) == sorted((p for level in forest.full_pieces_by_depth for p in level), key=repr)
     for level in forest.full_pieces_by_depth:
-        for before, after in zip(level, level[1:], strict=False):
+        for before, after in itertools.pairwise(level):
             assert before.q_end <= after.q_start
 
 

@@ -37,7 +37,7 @@ class Piece(Protocol):
 
 def _by_kv_head(x: Tensor, kv_heads: int) -> Tensor:
     """[T, H, D] as [Hkv, H / Hkv, T, D], a view: key/value heads are the batch, so none is repeated in memory."""
-    return x.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+    return x.view(len(x), kv_heads, x.shape[1] // kv_heads, x.shape[2]).permute(1, 2, 0, 3)
 
 
 class _ForestAttention(torch.autograd.Function):
