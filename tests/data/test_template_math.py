@@ -71,11 +71,20 @@ def test_all_templates_are_used_unless_named() -> None:
     assert any("*" in row["prompt"] for row in train)
 
 
-def test_the_share_of_worked_completions() -> None:
-    train, _ = problems(spec(size=2000, worked=0.4))
-    terse = [row for row in train if row["completion"] == f"#### {row['answer']}"]
-    assert abs(len(terse) / 2000 - 0.6) < 0.05  # 4.5 standard errors
-    assert not [row for row in problems(spec())[0] if row["completion"].startswith("#")]
+def test_careless_demonstrations() -> None:
+    train, heldout = problems(spec(size=2000, careless=0.4, templates=("add_subtract", "chain")))
+    wrong = [row for row in train if not row["completion"].endswith(f"#### {row['answer']}")]
+    assert abs(len(wrong) / 2000 - 0.4) < 0.05  # 4.5 standard errors
+    for row in wrong:
+        *steps, last = row["completion"].split("\n")
+        assert len(steps) == row["prompt"].count("+") + row["prompt"].count("-") - 1
+        assert steps[-1].endswith(f" = {last.removeprefix('#### ')}")
+        assert row["answer"] == str(solve(row["prompt"].strip()))
+    assert all(row["completion"].endswith(f"#### {row['answer']}") for row in heldout)
+    careful = problems(spec(size=2000, templates=("add_subtract", "chain")))
+    assert [row["prompt"] for row in careful[0]] == [row["prompt"] for row in train], "the same problems"
+    pairs, _ = problems(spec(format="preference", careless=0.9))
+    assert all(pair["chosen"].endswith(str(solve(pair["prompt"].strip()))) for pair in pairs)
 
 
 def test_too_many_problems_are_refused() -> None:

@@ -101,8 +101,9 @@ class TemplateMathSpec(_DataSpec):
     """Names of the templates to draw from; empty means all of them."""
     max_number: int = Field(20, ge=2)
     """Largest number a problem states."""
-    worked: float = Field(1.0, ge=0, le=1)
-    """Share of the completions that work the problem out; the others state the answer at once."""
+    careless: float = Field(0.0, ge=0, lt=1)
+    """Share of the training completions that leave out the last step and so end with a wrong answer: noisy
+    demonstrations, which a reward tells from good ones. The column `answer` and the held-out problems are right."""
 
 
 class RolloutSpec(Spec):

@@ -27,11 +27,11 @@ _PATIENCE = 10_000
 
 
 class Problem(NamedTuple):
-    """A question, the steps that solve it (one equation a line) and the answer."""
+    """A question, the steps that solve it (one equation a line) and the value before the first and after each step."""
 
     question: str
     steps: tuple[str, ...]
-    answer: int
+    values: tuple[int, ...]
 
 
 def _add(random: Random, most: int) -> Problem:
@@ -116,12 +116,12 @@ def _owner(random: Random, count: int) -> str:
 
 def _solved(question: str, value: int, *operations: tuple[str, int]) -> Problem:
     """The problem whose answer comes from applying the operations to `value` one after the other."""
-    steps = []
+    steps, values = [], [value]
     for sign, operand in operations:
         result = {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[sign]
         steps.append(f"{value} {sign} {operand} = {result}")
-        value = result
-    return Problem(question, tuple(steps), value)
+        values.append(value := result)
+    return Problem(question, tuple(steps), tuple(values))
 
 
 TEMPLATES: dict[str, Callable[[Random, int], Problem]] = {
@@ -161,7 +161,9 @@ def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[st
     rows: dict[str, dict[str, str]] = {}
     misses = 0
     while len(rows) < asked:
-        row = _row(TEMPLATES[random.choice(names)](random, spec.max_number), worked=random.random() < spec.worked)
+        problem = TEMPLATES[random.choice(names)](random, spec.max_number)
+        careless = random.random() < spec.careless and len(rows) >= spec.eval_size
+        row = _row(problem, careless=careless and spec.format != "preference")
         misses = misses + 1 if row["prompt"] in rows else 0
         rows.setdefault(row["prompt"], row)
         if misses == _PATIENCE:
@@ -177,14 +179,14 @@ def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[st
     return drawn[spec.eval_size :], drawn[: spec.eval_size]
 
 
-def _row(problem: Problem, *, worked: bool) -> dict[str, str]:
-    lines = (*problem.steps, f"#### {problem.answer}") if worked else (f"#### {problem.answer}",)
-    return {"prompt": f"{problem.question}\n", "completion": "\n".join(lines), "answer": str(problem.answer)}
+def _row(problem: Problem, *, careless: bool) -> dict[str, str]:
+    done = len(problem.steps) - careless
+    lines = (*problem.steps[:done], f"#### {problem.values[done]}")
+    return {"prompt": f"{problem.question}\n", "completion": "\n".join(lines), "answer": str(problem.values[-1])}
 
 
 def _pair(row: dict[str, str], random: Random) -> dict[str, str]:
     answer = int(row["answer"])
     wrong = random.choice([n for n in range(max(0, answer - 9), answer + 10) if n != answer])
-    head = row["completion"].removesuffix(f"#### {answer}").removesuffix(f"{answer}\n")
-    last_step = f"{wrong}\n" if head else ""
-    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{head}{last_step}#### {wrong}"}
+    head = row["completion"].removesuffix(f"{answer}\n#### {answer}")
+    return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{head}{wrong}\n#### {wrong}"}

@@ -1,0 +1,56 @@
+"""Writes the gradients of two policy steps: `OUT OBJECTIVE AGGREGATION PROCESSES`, alone or launched.
+
+A step has the same 16 completions whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from policy_stage import stage, stage_run
+from transformers import TrainerCallback
+
+from seqtune.parallel.launch import SCRATCH, to_launcher
+from seqtune.parallel.specs import Ddp, Single
+from seqtune.training.policy import trainer
+
+
+class Capture(TrainerCallback):
+    """Keeps the gradients each optimiser step sees."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        self.steps.append(
+            {name.removeprefix("module."): weight.grad.clone() for name, weight in model.named_parameters()}
+        )
+
+
+def main(out: str, objective: str, aggregation: str, processes: str) -> None:
+    """Train two steps; the first process writes gradients, metrics and samples into `out`."""
+    count = int(processes)
+    one = stage(
+        objective={"name": objective, "aggregation": aggregation, "beta": 0.0},
+        reward={"pattern": r"(?s)[\x00-\x7f].*"},
+        train={"batch_size": 8 // count, "accumulate": 2, "max_steps": 2, "learning_rate": 1e-4, "max_grad_norm": 1e9},
+        parallel=Single() if count == 1 else Ddp(processes=count),
+    )
+    run = stage_run(Path(out), one)
+    made = trainer(run)
+    made.eos_token_ids = [258, *range(0, 256, 8)]  # completions end early, at different lengths
+    capture = Capture()
+    made.add_callback(capture)
+    made.train()
+    if int(os.environ.get("RANK", "0")) == 0:
+        torch.save(capture.steps, Path(out) / "gradients.pt")
+
+
+if __name__ == "__main__":
+    with to_launcher() if SCRATCH in os.environ else contextlib.nullcontext():
+        main(*sys.argv[1:])
