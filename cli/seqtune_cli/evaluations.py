@@ -91,6 +91,9 @@ def _model(name: str) -> list[str]:
 
 
 def _weights(plan: Plan, folder: RunFolder | None) -> tuple[Any, Any]:
+    from seqtune.training.run import quiet
+
+    quiet()
     if folder is not None:
         from seqtune.config.reading import load
         from seqtune.training.ends import load_end

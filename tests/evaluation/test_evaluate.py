@@ -111,6 +111,15 @@ def test_pass_at_k_of_a_rigged_reward(model: Any, tokenizer: Any) -> None:
     assert all(item["correct"] == 2 for item in found.items)
 
 
+def test_no_success_at_all_still_has_an_interval(model: Any, tokenizer: Any) -> None:
+    """0 of 5: Wilson's upper end is z² / (n + z²) = 0.4345; a bootstrap of five zeros would claim certainty."""
+    spec = EvalSpec(name="pass_at_k", samples=2, k=(2,), max_new_tokens=2)
+    found = evaluate(model, tokenizer, Dataset.from_list(ROWS), spec, by_turn([0.0]))
+    for name in ("pass@2", "maj@2"):
+        estimate = found.metrics[name]
+        assert (estimate.value, estimate.low, estimate.high) == (0.0, 0.0, pytest.approx(0.43448, abs=1e-5))
+
+
 def test_votes_are_marked_answers(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """`#### 1,000`, `#### 1000` and `\\boxed{1000}` are one answer, voted for by three of five."""
     texts = ["a\n#### 1,000", "b\n#### 1000", "so \\boxed{1000}", "#### 7", "#### 7"]
@@ -129,13 +138,14 @@ def test_votes_are_marked_answers(model: Any, tokenizer: Any, monkeypatch: pytes
 def test_samples_depend_on_the_seed_and_not_on_the_batch(model: Any, tokenizer: Any) -> None:
     rows = Dataset.from_list(ROWS)
 
-    def texts(**fields: Any) -> list[list[str]]:
-        spec = EvalSpec(name="pass_at_k", samples=3, max_new_tokens=5, **fields)
+    def texts(samples: int = 3, **fields: Any) -> list[list[str]]:
+        spec = EvalSpec(name="pass_at_k", samples=samples, max_new_tokens=5, **fields)
         found = evaluate(model, tokenizer, rows, spec, by_turn([0.0]))
         return [[one["text"] for one in item["completions"]] for item in found.items]
 
     assert texts(batch_size=64) == texts(batch_size=2)
     assert texts() != texts(seed=1)
+    assert texts() == [row[:3] for row in texts(samples=5)]
 
 
 def test_items_is_a_seeded_choice_and_small_ones_lie_in_large_ones(model: Any, tokenizer: Any) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,12 +140,11 @@ def _completions(
             ],
         }
         items.append(item)
-    mean = partial(bootstrap, confidence=spec.confidence, seed=spec.seed)
-    metrics = _greedy(items, spec, mean) if spec.name == "greedy" else _at_k(items, spec, mean)
-    lengths = [np.mean([one["tokens"] for one in item["completions"]]) for item in items]
-    ended = [np.mean([one["ended"] for one in item["completions"]]) for item in items]
-    share = wilson(int(sum(ended)), len(ended), spec.confidence) if samples == 1 else mean(ended)
-    return Evaluation({**metrics, "length": mean(lengths), "ended": share}, items)
+    metrics = _greedy(items, spec) if spec.name == "greedy" else _at_k(items, spec)
+    for name, key in (("length", "tokens"), ("ended", "ended")):
+        values = [float(np.mean([one[key] for one in item["completions"]])) for item in items]
+        metrics[name] = _mean(values, spec) if name == "length" else _share(values, spec)
+    return Evaluation(metrics, items)
 
 
 def _judge(
@@ -212,16 +210,25 @@ def _generate(
     return found
 
 
-def _greedy(items: list[dict[str, Any]], spec: EvalSpec, mean: Callable[..., Estimate]) -> dict[str, Estimate]:
+def _mean(values: Any, spec: EvalSpec, weights: Any = None) -> Estimate:
+    return bootstrap(values, weights=weights, confidence=spec.confidence, seed=spec.seed)
+
+
+def _share(values: Sequence[float], spec: EvalSpec) -> Estimate:
+    """The mean of shares in [0, 1]. Where each is 0 or 1 with Wilson's interval: a bootstrap of equal ones has none."""
+    if _binary(values):
+        return wilson(int(sum(values)), len(values), spec.confidence)
+    return _mean(values, spec)
+
+
+def _greedy(items: list[dict[str, Any]], spec: EvalSpec) -> dict[str, Estimate]:
     values = [item["completions"][0]["score"] for item in items]
     scored = [value for value in values if value is not None]
     _some(scored)
-    if _binary(scored):
-        return {"accuracy": wilson(int(sum(scored)), len(scored), spec.confidence)}
-    return {"reward": mean(scored)}
+    return {"accuracy": _share(scored, spec)} if _binary(scored) else {"reward": _mean(scored, spec)}
 
 
-def _at_k(items: list[dict[str, Any]], spec: EvalSpec, mean: Callable[..., Estimate]) -> dict[str, Estimate]:
+def _at_k(items: list[dict[str, Any]], spec: EvalSpec) -> dict[str, Estimate]:
     scored = [item for item in items if all(one["score"] is not None for one in item["completions"])]
     _some(scored)
     for item in scored:
@@ -234,9 +241,11 @@ def _at_k(items: list[dict[str, Any]], spec: EvalSpec, mean: Callable[..., Estim
                 hint="use a reward of 0 and 1 (math_equiv, exact, format), or eval=greedy for the mean reward",
             )
         item["correct"] = int(sum(values))
-    metrics = {f"pass@{k}": mean([pass_at_k(spec.samples, item["correct"], k) for item in scored]) for k in spec.k}
+    metrics = {
+        f"pass@{k}": _share([pass_at_k(spec.samples, item["correct"], k) for item in scored], spec) for k in spec.k
+    }
     for k in spec.k:
-        metrics[f"maj@{k}"] = mean([_voted(item, k) for item in scored])
+        metrics[f"maj@{k}"] = _share([_voted(item, k) for item in scored], spec)
     return metrics
 
 
@@ -280,7 +289,7 @@ def _perplexity(
     ids, masks = list(coded["input_ids"]), list(coded["loss_mask"])
     _fits(model, max(map(len, ids)), "an example", "data")
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-    losses, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)
+    losses, counts = np.zeros(len(ids)), np.zeros(len(ids))  # nats and tokens an example
     done = 0
     with _quiet(model), torch.inference_mode():
         while done < len(order):
@@ -294,14 +303,13 @@ def _perplexity(
     used = counts > 0
     if not used.any():
         raise SeqtuneError("no token of the examples is measured: all are one token long", where="data")
-    mean = partial(bootstrap, confidence=spec.confidence, seed=spec.seed)
-    nll = mean(losses[used] / counts[used], weights=counts[used].astype(np.float64))
+    nll = _mean(losses[used] / counts[used], spec, weights=counts[used])
     perplexity = Estimate(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high), nll.n)
     items = [
         {"where": row.get(WHERE, f"row {index}"), "tokens": int(counts[index]), "nll": float(losses[index])}
         for index, row in enumerate(rows.select_columns([WHERE]) if WHERE in names else [{}] * len(ids))
     ]
-    return Evaluation({"perplexity": perplexity, "length": mean(counts.astype(np.float64))}, items)
+    return Evaluation({"perplexity": perplexity, "length": _mean(counts, spec)}, items)
 
 
 def _losses(model: Any, ids: list[Any], masks: list[Any]) -> list[tuple[float, int]]:

@@ -91,7 +91,7 @@ def number(value: float | None, percent: bool = False) -> str:
         return f"{100 * value:.1f} %"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.4g}"
 
 
 def clock(seconds: float) -> str:

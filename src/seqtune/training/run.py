@@ -90,7 +90,7 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
     from seqtune.registry import load
 
     stage = plan.stages[index]
-    _quiet()
+    quiet()
     output = stage_folder(folder, stage.name)
     output.mkdir(parents=True, exist_ok=True)
     model, tokenizer = ends.load_start(plan, folder, index)
@@ -168,7 +168,7 @@ def _evaluate(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
     label = stage.name if index >= 0 else UNTRAINED
     if (folder.path / "eval" / f"{label}.json").is_file() or stage.objective.family == "reward":
         return
-    _quiet()
+    quiet()
     model, tokenizer = ends.load_end(plan, folder, index) if index >= 0 else ends.load_start(plan, folder, 0)
     found, _ = evaluate_stage(plan, stage, model, tokenizer, into=folder.path / "eval", name=label, label=label)
     watch(Evaluated(stage.name, label, found.results()))
@@ -231,7 +231,7 @@ def _says_disk_full(error: BaseException | None, path: Path) -> bool:
     return False
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No telemetry, no progress bars and no chatter from the libraries below: the run's own events say it all."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
