@@ -184,7 +184,7 @@ class EvalSpec(Spec):
     temperature: float = Field(1.0, gt=0)
     """Of the sampled distribution of `pass_at_k`; 1 for the others."""
     seed: int = Field(0, ge=0)
-    """Seed of the samples and of the bootstrap."""
+    """Seed of the choice of items, of the samples and of the bootstrap."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Level of the confidence intervals."""
     between_stages: bool = False
