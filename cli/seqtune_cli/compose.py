@@ -243,7 +243,8 @@ class _Composer:
 
     def stage_words(self, base: _Loaded) -> dict[str, list[_Word]]:
         """The words of each stage of the recipe; one nameless stage without words when it has none."""
-        stages = base.config.pop("stages", None)
+        with _mendable(self.recipe):
+            stages = base.config.pop("stages", None)
         if stages is None:
             return {"": []}
         where = str(base.origins.get("stages", COMMAND_LINE))
@@ -251,18 +252,15 @@ class _Composer:
         if not isinstance(stages, DictConfig) or not stages:
             raise SeqtuneError("stages: is not a list of words for each stage", where, hint)
         found: dict[str, list[_Word]] = {}
-        for name in map(str, stages):
-            texts = stages[name] if stages[name] is not None else []
-            if not isinstance(texts, ListConfig) or not all(isinstance(text, str) for text in texts):
-                raise SeqtuneError(
-                    f"stages.{name}: is not a list of words", str(base.origins.get(f"stages.{name}", where)), hint
-                )
-            found[name] = []
-            for index, text in enumerate(texts):
-                set_by = base.origins.get(f"stages.{name}.{index}", COMMAND_LINE)
-                origin = Origin("stage", set_by.file, set_by.line)
-                if word := self.word(text, origin):
-                    found[name].append(word)
+        for name, texts in self.resolved(stages, "stages", base.origins).items():
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                set_by = base.origins.get(f"stages.{name}", COMMAND_LINE)
+                raise SeqtuneError(f"stages.{name}: is not a list of words", str(set_by), hint)
+            origins = [base.origins.get(f"stages.{name}.{index}", COMMAND_LINE) for index in range(len(texts))]
+            words = [
+                self.word(text, Origin("stage", by.file, by.line)) for text, by in zip(texts, origins, strict=True)
+            ]
+            found[name] = [word for word in words if word]
         return found
 
     def plain(self, name: str, loaded: _Loaded) -> ComposedStage:

@@ -178,18 +178,20 @@ def _kind(axis: str, value: Mapping[str, Any], given: ComposedStage) -> type[Spe
         if name is None:
             raise SeqtuneError(f"{axis}: the recipe chooses none", hint=f"choose one: {axis}=NAME")
         chosen = given.named.get(axis)
-        if axis == "reward" and isinstance(name, str) and ":" in name:
+        if not isinstance(name, str):
+            raise SeqtuneError(f"{axis}.name: {_shown(name)} is not a name", hint=f"{axis}=NAME")
+        if axis == "reward" and ":" in name:
             custom: type[Spec] = load_target("seqtune.rewards.specs:Custom")
             return custom
         names = registry(axis)
         if name not in names:
-            raise SeqtuneError(f"{axis}.name: unknown {axis} '{name}'", hint=did_you_mean(str(name), names))
+            raise SeqtuneError(f"{axis}.name: unknown {axis} '{name}'", hint=did_you_mean(name, names))
         if chosen not in (None, MISSING, name):
             raise SeqtuneError(
                 f"{axis}.name: '{name}' would keep the other values of the group '{chosen}'",
                 hint=f"{axis}={name} switches the whole group",
             )
-        spec: type[Spec] = names.load(str(name))
+        spec: type[Spec] = names.load(name)
         return spec
     if axis == "model":
         return TinyModelSpec if name == "tiny" else ModelSpec
