@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -126,8 +127,7 @@ def recipes() -> Iterator[str]:
             yield f"- {field}: {words(link(recipe.header[field]))}"
         yield f"- Try also: `{recipe.header['Override']}`\n"
         yield f'??? note "{recipe.file.name}"\n'
-        body = [line for line in recipe.file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-        yield "\n".join(f"    {line}" for line in ["```yaml", *body, "```"]) + "\n"
+        yield indent(f"```yaml\n{recipe.body}```\n", "    ")
     yield "## Groups\n\nThe options of each group, chosen in a recipe's `defaults` or by a word such as `peft=lora`.\n"
     for axis in Stage.model_fields:
         files = sorted((RECIPES / axis).glob("*.yaml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class Recipe:
         return [w.replace("model=", "model.name=", 1) for w in words] if command == "eval" else words
 
     @property
+    def body(self) -> str:
+        """What stands below the header."""
+        lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+        return "".join(dropwhile(lambda line: line.startswith("# "), lines)).removeprefix("#\n")
+
+    @property
     def override(self) -> list[str]:
         """The words of the override line."""
         return shlex.split(self.header["Override"])
@@ -43,11 +50,14 @@ def shipped(folder: Path) -> list[Recipe]:
 
 
 def read_header(file: Path) -> dict[str, str]:
-    """The comment lines a recipe begins with, as `{field: text}`; an indented line goes on with the one before."""
+    """The comment lines a recipe begins with, as `{field: text}`, up to an empty one.
+
+    An indented line goes on with the one before.
+    """
     found: dict[str, str] = {}
     field = ""
     for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("# "):
             break
         name, colon, text = line.removeprefix("# ").partition(": ")
         if colon and not line.startswith("#  "):
