@@ -1,15 +1,13 @@
-"""Writes the gradients of the first optimiser steps of a tiny stage: `OUT KIND PLAN PROCESSES PEFT`, alone or launched.
+"""Writes the gradients of the first optimiser steps of tiny stages, alone or launched: `OUT PROCESSES`.
 
 The rows of a step are the same for one process with twice the micro-batch as for two processes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -21,13 +19,20 @@ from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
 from seqtune.objectives.specs import Dpo, Reward, Sft
 from seqtune.packing.specs import BestFit
-from seqtune.parallel.launch import SCRATCH, to_launcher
-from seqtune.parallel.specs import Ddp, Fsdp2, Single
+from seqtune.parallel.launch import to_launcher
+from seqtune.parallel.specs import Ddp, Single
 from seqtune.peft.specs import Full, Lora
+from seqtune.registry import load
 from seqtune.report.run_folder import RunFolder
-from seqtune.training.common import StageRun
+from seqtune.training.common import StageRun, is_main
+from seqtune.training.run import TRAINERS
+
+if TYPE_CHECKING:
+    from seqtune.config.spec import ParallelSpec
 
 STEPS = 2
+CASES = (("sft", "full"), ("dpo", "full"), ("dpo", "lora"), ("reward", "full"))
+OBJECTIVES = {"sft": Sft, "dpo": Dpo, "reward": Reward}
 
 
 class Capture(TrainerCallback):
@@ -40,8 +45,7 @@ class Capture(TrainerCallback):
         found = {}
         for name, weight in model.named_parameters():
             if weight.grad is not None:
-                gradient = weight.grad.full_tensor() if hasattr(weight.grad, "full_tensor") else weight.grad
-                found[name.removeprefix("module.")] = gradient.clone()
+                found[name.removeprefix("module.")] = weight.grad.clone()
         self.steps.append(found)
 
 
@@ -56,20 +60,24 @@ def examples(kind: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def main(out: str, kind: str, plan: str, processes: str, peft: str) -> None:
-    """Train `STEPS` steps and write the gradients and the metrics' rows."""
-    count = int(processes)
-    parallel = Single() if count == 1 else {"ddp": Ddp, "fsdp2": Fsdp2}[plan](processes=count)
+def trace(out: Path, kind: str, peft: str, parallel: ParallelSpec) -> None:
+    """Train `STEPS` steps of one case and write the gradients; the rows of metrics are written by the run."""
+    out.mkdir(parents=True, exist_ok=True)
     stage = Stage(
         name=kind,
         model=TinyModelSpec(name="tiny", hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=64),
         data=DataSpec(path="none"),
         packing=BestFit(capacity=64),
-        objective={"sft": Sft, "dpo": Dpo, "reward": Reward}[kind](),
+        objective=OBJECTIVES[kind](),
         peft=Lora(rank=2) if peft == "lora" else Full(),
         parallel=parallel,
         train=TrainSpec(
-            learning_rate=1e-4, batch_size=4 // count, accumulate=2, max_steps=STEPS, max_grad_norm=1e9, eval_every=1
+            learning_rate=1e-4,
+            batch_size=4 // parallel.processes,
+            accumulate=2,
+            max_steps=STEPS,
+            max_grad_norm=1e9,
+            eval_every=1,
         ),
         eval=EvalSpec(),
     )
@@ -78,27 +86,28 @@ def main(out: str, kind: str, plan: str, processes: str, peft: str) -> None:
         stage=stage,
         index=0,
         stages=1,
-        folder=RunFolder(Path(out)),
+        folder=RunFolder(out),
         watch=lambda event: None,
         model=load_model(stage.model),
         tokenizer=load_tokenizer(stage.model),
         examples=Examples(train=rows.select(range(8)), heldout=rows.select(range(8, 11)), skipped={}),
         checkpoint=None,
     )
-    if kind == "sft":
-        from seqtune.training.sft import trainer
-    elif kind == "dpo":
-        from seqtune.training.preference import trainer
-    else:
-        from seqtune.training.reward import trainer
-    made = trainer(run)
+    made = load(TRAINERS[stage.objective.family])(run)
     capture = Capture()
     made.add_callback(capture)
     made.train()
-    if int(os.environ.get("RANK", "0")) == 0:
-        torch.save(capture.steps, Path(out) / "gradients.pt")
+    if is_main():
+        torch.save(capture.steps, out / "gradients.pt")
+
+
+def main(out: str, processes: str) -> None:
+    """Trace every case."""
+    parallel = Single() if processes == "1" else Ddp(processes=int(processes))
+    for kind, peft in CASES:
+        trace(Path(out) / f"{kind}-{peft}", kind, peft, parallel)
 
 
 if __name__ == "__main__":
-    with to_launcher() if SCRATCH in os.environ else contextlib.nullcontext():
+    with to_launcher():
         main(*sys.argv[1:])

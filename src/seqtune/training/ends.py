@@ -143,7 +143,8 @@ def load_end(
     if adapted:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, place).merge_and_unload()
+        merged = PeftModel.from_pretrained(model, place).merge_and_unload()
+        model = merged.requires_grad_(True)  # peft froze what lay under the adapter
     return model, tokenizer
 
 

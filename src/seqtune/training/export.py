@@ -40,7 +40,7 @@ def export(folder: RunFolder, out: Path) -> Path:
     out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SeqtuneError(f"'{out}' is there already", where="out", hint="give a new folder: out=FOLDER")
-    model, tokenizer = ends.load_end(plan, folder, finished[-1], device="cpu")
+    model, tokenizer = ends.load_end(plan, folder, finished[-1])
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)

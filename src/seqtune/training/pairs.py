@@ -25,7 +25,7 @@ def pairs(run: StageRun) -> tuple[Dataset, Dataset | None]:
         with one of its completions has at most `packing.capacity` tokens.
 
     Raises:
-        SeqtuneError: The examples are no pairs, a pair is too long and `packing.on_overflow` is `error`, or none is
+        SeqtuneError: A pair is too long and `packing.on_overflow` is `error`, or none is
             left.
     """
     train = _pairs(run, run.examples.train)
@@ -40,13 +40,6 @@ def pairs(run: StageRun) -> tuple[Dataset, Dataset | None]:
 
 
 def _pairs(run: StageRun, examples: Dataset) -> Dataset:
-    missing = {"prompt", *SIDES} - set(examples.column_names)
-    if missing:
-        raise SeqtuneError(
-            f"preference training needs pairs, but the examples have no column {', '.join(sorted(missing))}",
-            where="data.format",
-            hint="data.format=preference",
-        )
     places = examples[WHERE] if WHERE in examples.column_names else [f"pair {n}" for n in range(1, len(examples) + 1)]
     sides = (_completions(run, examples, side, places) for side in SIDES)
     found: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
