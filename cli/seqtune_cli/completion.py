@@ -61,7 +61,7 @@ def _fields() -> dict[str, list[str]]:
         axis = key.partition(".")[0]
         for name, field in definition.get("properties", {}).items():
             choices = found.setdefault(f"{axis}.{name}", [])
-            for one in field["anyOf"]:
+            for one in field.get("anyOf", []):
                 booleans = ["true", "false"] if one.get("type") == "boolean" else []
                 choices += [str(value) for value in one.get("enum", booleans) if str(value) not in choices]
     return found

@@ -17,6 +17,9 @@ LATER = {
     "description": "`???`: has to be given on the command line; `${path}`: the value of another field.",
 }
 
+CUSTOM = "custom"
+"""Key of the reward that is a user's own function, which no name in a registry chooses."""
+
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe: per axis, one alternative for each registered name.
@@ -35,7 +38,7 @@ def recipe_schema() -> dict[str, Any]:
     }
     for axis in Stage.model_fields:
         if axis != "name":
-            alternatives = [_spec(f"{axis}.{name}", spec, definitions) for name, spec in _specs(axis).items()]
+            alternatives = [_spec(axis, name, spec, definitions) for name, spec in _specs(axis).items()]
             definitions[axis] = {"anyOf": alternatives} if len(alternatives) > 1 else alternatives[0]
             properties[axis] = {"$ref": f"#/$defs/{axis}"}
     return {
@@ -54,10 +57,11 @@ def _specs(axis: str) -> dict[str, type[Spec]]:
         return {spec.__name__: spec for spec in AXIS_SPECS[axis]}
     names = registry(axis)
     specs = {name: names.load(name) for name in names}
-    return {**specs, "custom": load("seqtune.rewards.specs:Custom")} if axis == "reward" else specs
+    return {**specs, CUSTOM: load("seqtune.rewards.specs:Custom")} if axis == "reward" else specs
 
 
-def _spec(key: str, spec: type[Spec], definitions: dict[str, Any]) -> dict[str, Any]:
+def _spec(axis: str, chosen: str, spec: type[Spec], definitions: dict[str, Any]) -> dict[str, Any]:
+    key = f"{axis}.{chosen}"
     schema = spec.model_json_schema(ref_template="#/$defs/{model}")
     definitions |= schema.pop("$defs", {})
     schema.pop("required", None)
@@ -65,5 +69,7 @@ def _spec(key: str, spec: type[Spec], definitions: dict[str, Any]) -> dict[str, 
         about = {word: field.pop(word) for word in ("description", "default", "title") if word in field}
         choices = field["anyOf"] if set(field) == {"anyOf"} else [field]
         schema["properties"][name] = {**about, "anyOf": [*choices, {"$ref": "#/$defs/later"}]}
+    if axis in REGISTERED and chosen != CUSTOM:
+        schema["properties"]["name"] = {"const": chosen, "description": spec.__doc__}
     definitions[key] = schema
     return {"$ref": f"#/$defs/{key}"}
