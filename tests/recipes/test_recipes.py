@@ -13,6 +13,7 @@ import golden
 import seqtune_recipes
 from seqtune.config.plan import REGISTERED
 from seqtune.config.reading import AXIS_SPECS, load, read, registry
+from seqtune.errors import SeqtuneError
 from seqtune_cli.compose import compose
 from seqtune_cli.main import main
 
@@ -108,3 +109,11 @@ def test_sft_tiny_reads_gsm8k_from_a_file() -> None:
     data = read(compose(["data=gsm8k", "data.path=x.jsonl"], "sft_tiny")).stages[0].data
     assert (data.path, data.format) == ("x.jsonl", "prompt_completion")  # type: ignore[union-attr]
     assert data.columns == {"prompt": "question", "completion": "answer", "answer": "answer"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("recipe", "group"), [("sft_tiny", "prompt_completion"), ("dpo_tiny", "preference")])
+def test_a_file_alone_is_told_which_group_reads_it(recipe: str, group: str) -> None:
+    with pytest.raises(SeqtuneError) as error:
+        read(compose(["data.path=x.jsonl"], recipe))
+    assert [problem.hint for problem in error.value.problems] == [f"for data of your own: data={group} data.path=FILE"]
+    assert read(compose([f"data={group}", "data.path=x.jsonl"], recipe))

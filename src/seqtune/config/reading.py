@@ -213,8 +213,12 @@ def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mappi
         path = f"{axis}.{field}" if field else axis
         if details[0]["type"] == "extra_forbidden":
             for leaf, given in leaves({field: value[field]}, f"{axis}.").items():
-                known = did_you_mean(field, set(kind.model_fields) - {"name"})
-                yield _Found(leaf, f"{leaf}: not a field of {who} ({_shown(given)})", known)
+                if kind is TemplateMathSpec and field in DataSpec.model_fields:
+                    form = value.get("format", kind.model_fields["format"].default)
+                    hint = f"for data of your own: data={form} data.path=FILE"
+                else:
+                    hint = did_you_mean(field, set(kind.model_fields) - {"name"})
+                yield _Found(leaf, f"{leaf}: not a field of {who} ({_shown(given)})", hint)
         elif details[0]["type"] == "missing":
             yield _Found(path, f"{path}: has to be given", f"{path}=VALUE")
         else:
@@ -239,10 +243,10 @@ _SENTENCES = {
     "dict_type": "is not a mapping {{name: value}}",
     "tuple_type": "is not a list",
     "string_pattern_mismatch": "does not have the form {pattern}",
-    "greater_than": "is not above {gt}",
-    "greater_than_equal": "is below {ge}",
-    "less_than": "is not below {lt}",
-    "less_than_equal": "is above {le}",
+    "greater_than": "is not above {gt:g}",
+    "greater_than_equal": "is below {ge:g}",
+    "less_than": "is not below {lt:g}",
+    "less_than_equal": "is above {le:g}",
     "multiple_of": "is not a multiple of {multiple_of}",
     "literal_error": "is not {expected}",
     "value_error": "is refused: {error}",
@@ -269,7 +273,7 @@ def _way_out(path: str, value: Any, details: Iterable[Mapping[str, Any]]) -> str
         bound = {"greater_than_equal": "ge", "less_than_equal": "le"}.get(detail["type"])
         if bound:
             side = "least" if bound == "ge" else "most"
-            return f"{path}={detail['ctx'][bound]} at {side}"
+            return f"{path}={detail['ctx'][bound]:g} at {side}"
     return ""
 
 
