@@ -23,7 +23,7 @@ def copy(
 
     name, known = recipe.removeprefix("recipe="), catalogue.recipes()
     if name not in known:
-        raise SeqtuneError(f"there is no recipe '{name}'", where="recipe", hint=did_you_mean(name, known))
+        raise SeqtuneError(f"recipe: there is no recipe '{name}'", "command line", did_you_mean(name, known))
     target = file or Path(f"{name}.yaml")
     try:
         with target.open("x", encoding="utf-8") as handle:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from seqtune.errors import SeqtuneError
 from seqtune_cli.words import print_json
 
@@ -42,8 +44,12 @@ def start(plan: Plan, composed: Composed, *, out: str | None, quiet: bool, as_js
     folder.create(dump(plan), provenance(composed, names), describe())
     if not quiet and not as_json:
         render.plan_table(plan)
-    with render.watching(quiet=quiet, as_json=as_json) as watch:
-        train(plan, folder=folder, watch=watch)
+    try:
+        with render.watching(quiet=quiet, as_json=as_json) as watch:
+            train(plan, folder=folder, watch=watch)
+    except KeyboardInterrupt:
+        typer.echo(f"to go on: seqtune train --resume {folder.path}", err=True)
+        raise
 
 
 def resume(run: Path, *, given: list[str], quiet: bool, as_json: bool) -> None:
@@ -76,5 +82,5 @@ def existing(run: str | Path) -> RunFolder:
 
     path = Path(run).expanduser()
     if not (path / "plan.yaml").is_file():
-        raise SeqtuneError(f"'{run}' is not a run folder: it holds no plan.yaml", hint="runs/RECIPE/TIME")
+        raise SeqtuneError(f"'{run}' is not a run folder: it holds no plan.yaml", "command line", "runs/RECIPE/TIME")
     return RunFolder(path)

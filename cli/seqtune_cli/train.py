@@ -25,7 +25,7 @@ def train(
 
     taken, rest = take(words, "recipe", "out")
     if resume is not None:
-        runs.resume(resume, given=[*taken, *rest], quiet=quiet, as_json=as_json)
+        runs.resume(resume, given=list(words or ()), quiet=quiet, as_json=as_json)
         return
     recipe = recipe_of(taken)
     composed, plan = plan_of(rest, recipe)
