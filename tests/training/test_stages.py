@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
-from tiny_plans import comparable, create, plan_of, stage, write_data
+from tiny_plans import MODEL, comparable, create, plan_of, stage, write_data
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from seqtune.errors import SeqtuneError
@@ -164,6 +164,29 @@ def test_an_export_is_plain_and_the_same_model(peft: Any, data: Path, tmp_path: 
     assert not (out / "adapter_config.json").exists()
     with pytest.raises(SeqtuneError, match="is there already"):
         export(folder, out)
+
+
+@pytest.mark.parametrize("peft", [Full(), Lora(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+def test_checkpointed_activations_change_no_number(kind: str, peft: Any, data: Path, tmp_path: Path) -> None:
+    rows = []
+    for checkpointing in (False, True):
+        given = {"max_steps": 2, "gradient_checkpointing": checkpointing}
+        folder = create(tmp_path / f"{checkpointing}", stage(kind, data, peft=peft, train=given))
+        run_all(folder)
+        rows.append(comparable(folder))
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+def test_half_precision_trains(kind: str, data: Path, tmp_path: Path) -> None:
+    half = MODEL.model_copy(update={"dtype": "bfloat16"})
+    folder = create(tmp_path / "run", stage(kind, data, model=half))
+    run_all(folder)
+    first, *_, last = [row["eval/loss"] for row in folder.metrics() if "eval/loss" in row]
+    assert last < first
+    saved = load_file(ends.final(folder, kind) / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
 
 
 def test_a_run_tells_its_story_and_is_not_run_twice(data: Path, tmp_path: Path) -> None:
