@@ -60,11 +60,12 @@ def test_no_problem_occurs_twice() -> None:
 def test_the_seed_decides_and_nothing_else() -> None:
     assert problems(spec()) == problems(spec())
     assert problems(spec()) != problems(spec(seed=1))
-    assert problems(spec(size=50))[1] == problems(spec(size=300))[1], "held-out problems do not depend on data.size"
+    assert problems(spec(size=50))[1] == problems(spec())[1], "the held-out set does not depend on the other's size"
+    assert problems(spec(eval_size=0))[0] == problems(spec())[0]
 
 
 def test_all_templates_are_used_unless_named() -> None:
-    train, _ = problems(spec(templates=("add",), size=100))
+    train, _ = problems(spec(templates=("add",), size=100, eval_size=10))
     assert all(re.fullmatch(r"\d+ \+ \d+ = \?\n", row["prompt"]) for row in train)
     train, _ = problems(spec(size=500))
     assert any("shares" in row["prompt"] for row in train)
@@ -88,12 +89,25 @@ def test_careless_demonstrations() -> None:
 
 
 def test_too_many_problems_are_refused() -> None:
-    with pytest.raises(
-        SeqtuneError, match=r"give 16 distinct problems up to 4; data.size \+ data.eval_size asks for 17"
-    ):
-        problems(spec(templates=("add",), max_number=4, size=10, eval_size=7))
-    train, heldout = problems(spec(templates=("add",), max_number=4, size=10, eval_size=6))
-    assert len(train) + len(heldout) == 16
+    """All 16 sums of two numbers up to 4 can be had, split between the sets, and not one more."""
+    adding = {"templates": ("add",), "max_number": 4}
+    found = {}
+    for field, other in (("size", "eval_size"), ("eval_size", "size")):
+        with pytest.raises(SeqtuneError, match=r"distinct (training|held-out) problems up to 4, not 17") as caught:
+            problems(spec(**adding, **{field: 17, other: other == "size"}))
+        assert caught.value.problems[0].where == f"data.{field}"
+        found[field] = int(re.findall(r"give (\d+)", str(caught.value))[0])
+    assert sum(found.values()) == 16
+    train, heldout = problems(spec(**adding, **found))
+    assert len({row["prompt"] for row in train + heldout}) == 16
+
+
+def test_every_template_is_held_out_in_the_same_share() -> None:
+    """A template with few problems must not be used up by the held-out set."""
+    train, heldout = problems(spec(templates=("add", "buy_give"), size=1000, eval_size=400))
+    sums = [sum("has" not in row["prompt"] for row in part) for part in (train, heldout)]
+    assert sum(sums) > 300, "most of 20 x 20"
+    assert 0.1 < sums[1] / sum(sums) < 0.3
 
 
 def test_an_unknown_template_is_refused_with_a_suggestion() -> None:

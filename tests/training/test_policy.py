@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import policy_stage
 import pytest
 import torch
+from datasets import Dataset
 from policy_stage import PROMPTS, stage, stage_run
 from safetensors.torch import load_file
 from trl import GRPOTrainer
@@ -218,6 +220,22 @@ def test_a_completion_without_a_score_gets_no_advantage(tmp_path: Path, monkeypa
     assert samples[0]["advantage"] == 0
     left = sorted(one._buffered_inputs[0]["advantages"].tolist())
     assert left[1:6] == [0, 0, 0, 0, 0], "one unscored row, and a group with a single score"
+
+
+def test_prompts_of_a_chat(tmp_path: Path) -> None:
+    """Messages go through the chat template; the reward and the samples see their plain text."""
+    run = stage_run(tmp_path, scored(train={"max_steps": 1}))
+    turns = Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS])
+    run = replace(run, examples=replace(run.examples, train=turns))
+    one = trainer(run)
+    one.train()
+    sample = RunFolder(tmp_path).samples()[0]
+    assert sample["prompt"] in PROMPTS
+    assert isinstance(sample["completion"], str)
+    inputs = one._buffered_inputs[0]
+    text = run.tokenizer.decode(inputs["prompt_ids"][0][inputs["prompt_mask"][0].bool()])
+    assert text.startswith("<|im_start|>user\n")
+    assert text.endswith("<|im_start|>assistant\n")
 
 
 def test_vllm_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

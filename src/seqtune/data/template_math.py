@@ -11,7 +11,8 @@ A prompt ends with a line break; its completion is the steps, one a line, then `
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+from zlib import crc32
 
 from seqtune.errors import SeqtuneError, did_you_mean
 
@@ -142,12 +143,11 @@ TEMPLATES: dict[str, Callable[[Random, int], Problem]] = {
 
 
 def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """`(train, heldout)` rows `{prompt, completion, answer}`; no prompt occurs twice, in either or across them.
+    """`(train, heldout)` rows `{prompt, completion, answer}`, or `{prompt, chosen, rejected}` for `format: preference`.
 
-    With `format: preference` rows are `{prompt, chosen, rejected}`: the worked answer, and the same steps with a wrong
-    last result.
-
-    The held-out problems depend on the seed, the templates and `eval_size` but not on how many are trained on.
+    No prompt occurs twice, in either or across them: a hash of the wording reserves a fifth of the problems of every
+    template for the held-out set. Neither set depends on the size of the other. A chosen completion is the worked
+    answer; the rejected one ends with a wrong result, the same way.
 
     Raises:
         SeqtuneError: An unknown template, or templates with fewer distinct problems than asked for.
@@ -155,28 +155,37 @@ def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[st
     for i, name in enumerate(spec.templates):
         if name not in TEMPLATES:
             raise SeqtuneError(f"unknown template '{name}'", f"data.templates[{i}]", did_you_mean(name, TEMPLATES))
-    names = spec.templates or tuple(TEMPLATES)
-    asked = spec.eval_size + spec.size
-    random = Random(spec.seed)
+    return _draw(spec, "size"), _draw(spec, "eval_size")
+
+
+def _draw(spec: TemplateMathSpec, count: Literal["size", "eval_size"]) -> list[dict[str, str]]:
+    """As many rows as the field `count` of the spec says, for training or held out."""
+    names, heldout, asked = spec.templates or tuple(TEMPLATES), count == "eval_size", getattr(spec, count)
+    random = Random(f"{spec.seed} {count}")
     rows: dict[str, dict[str, str]] = {}
     misses = 0
     while len(rows) < asked:
         problem = TEMPLATES[random.choice(names)](random, spec.max_number)
-        careless = random.random() < spec.careless and len(rows) >= spec.eval_size
-        row = _row(problem, careless=careless and spec.format != "preference")
-        misses = misses + 1 if row["prompt"] in rows else 0
-        rows.setdefault(row["prompt"], row)
+        careless = random.random() < spec.careless and not heldout and spec.format != "preference"
+        row = _row(problem, careless=careless)
+        fits = row["prompt"] not in rows and _reserved(row["prompt"]) == heldout
+        misses = 0 if fits else misses + 1
+        if fits:
+            rows[row["prompt"]] = row
         if misses == _PATIENCE:
             raise SeqtuneError(
-                f"templates {', '.join(names)} give {len(rows)} distinct problems up to {spec.max_number}; "
-                f"data.size + data.eval_size asks for {asked}",
-                "data.size",
-                "lower data.size, raise data.max_number, or add names to data.templates",
+                f"templates {', '.join(names)} give {len(rows)} distinct {'held-out' if heldout else 'training'} "
+                f"problems up to {spec.max_number}, not {asked}",
+                f"data.{count}",
+                f"lower data.{count}, raise data.max_number, or add names to data.templates",
             )
-    drawn = list(rows.values())
     if spec.format == "preference":
-        drawn = [_pair(row, Random(f"{spec.seed} {row['prompt']}")) for row in drawn]
-    return drawn[spec.eval_size :], drawn[: spec.eval_size]
+        return [_pair(row, Random(f"{spec.seed} {row['prompt']}")) for row in rows.values()]
+    return list(rows.values())
+
+
+def _reserved(prompt: str) -> bool:
+    return crc32(prompt.encode()) % 5 == 0
 
 
 def _row(problem: Problem, *, careless: bool) -> dict[str, str]:
