@@ -10,8 +10,11 @@ from seqtune.errors import SeqtuneError
 
 if TYPE_CHECKING:
     from seqtune.config.plan import Plan
+    from seqtune.config.provenance import ComposedStage
     from seqtune.report.run_folder import RunFolder
 
+SWAPPED = ("data", "reward")
+"""Groups that an evaluation may want otherwise than the run had them, and whose options differ in their fields."""
 HELD_OUT = ("data.eval_path=", "data.eval_size=")
 
 
@@ -24,10 +27,11 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
     folder = _folder(taken)
     # A file given here is there to be evaluated, all of it, unless words say what of it is held out.
     whole = any(word.startswith("data.path=") for word in words) and not any(w.startswith(HELD_OUT) for w in words)
-    if whole:
-        words = [*words, "data.eval_size=0", "data.eval_path=null"]
     plan = _plan(taken, words, folder)
-    if not whole and not plan.stages[0].data.eval_size and getattr(plan.stages[0].data, "eval_path", None) is None:
+    stage, data = plan.stages[0], plan.stages[0].data
+    if whole:
+        stage = stage.model_copy(update={"data": data.model_copy(update={"eval_size": 0, "eval_path": None})})
+    elif not data.eval_size and getattr(data, "eval_path", None) is None:
         raise SeqtuneError(
             "nothing is held out to evaluate on", "data.eval_size", "data.path=FILE evaluates a whole file"
         )
@@ -39,7 +43,7 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
     model, tokenizer = _weights(plan, folder)
     with render.progress("evaluating", shown=not as_json) as progress:
         evaluation, file = evaluate_stage(
-            plan, plan.stages[0], model, tokenizer, into=into, whole=whole, label=_label(taken), progress=progress
+            plan, stage, model, tokenizer, into=into, whole=whole, label=_label(taken), progress=progress
         )
     if folder is not None:
         from seqtune.report.html import write_report
@@ -48,7 +52,7 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(file), "results": evaluation.results()})
     else:
-        render.evaluation(f"{plan.stages[0].eval.name} of {_label(taken)}", evaluation.results(), file)
+        render.evaluation(f"{stage.eval.name} of {_label(taken)}", evaluation.results(), file)
 
 
 def _label(taken: dict[str, str]) -> str:
@@ -77,7 +81,26 @@ def _plan(taken: dict[str, str], words: list[str], folder: RunFolder | None) -> 
     else:
         recorded = folder.read_json("provenance.json")
         composed = compose([*recorded["words"], *words], recorded["recipe"])
-    return read(replace(composed, stages=composed.stages[-1:]), "eval")
+    last = composed.stages[-1]
+    for axis in SWAPPED:
+        if any(word.startswith(f"{axis}=") for word in words):
+            last = _without_leftovers(last, axis, words)
+    return read(replace(composed, stages=(last,)), "eval")
+
+
+def _without_leftovers(stage: ComposedStage, axis: str, words: list[str]) -> ComposedStage:
+    """A stage whose group was swapped for the evaluation, without what the run said about the group it had.
+
+    Fields that the new group has too (`data.chat`) keep their values, and nothing the words say is left out.
+    """
+    from seqtune.config.reading import spec_of
+
+    if axis in stage.unread:
+        return stage
+    said = {word.lstrip("+").partition("=")[0] for word in words}
+    known = spec_of(axis, stage.values[axis], stage).model_fields
+    values = {key: value for key, value in stage.values[axis].items() if key in known or f"{axis}.{key}" in said}
+    return replace(stage, values={**stage.values, axis: values})
 
 
 def _model(name: str) -> list[str]:

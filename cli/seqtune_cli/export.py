@@ -21,6 +21,8 @@ def export(words: Words = None) -> None:
         raise SeqtuneError(f"export takes run= and out= only, not {', '.join(rest)}", where="command line")
     run, out = needed(taken, "run", "run=runs/RECIPE/TIME"), needed(taken, "out", "out=DIR")
     from seqtune.training.export import export as write
+    from seqtune.training.run import quiet
     from seqtune_cli.runs import existing
 
+    quiet()
     typer.echo(f"wrote {write(existing(run), Path(out))}")

@@ -35,9 +35,11 @@ def pack(words: Words = None, as_json: Json = False) -> None:
     taken, rest = take(words, "recipe", "out")
     _, plan = plan_of(rest, recipe_of(taken))
     from seqtune.training.pack import pack_stage
+    from seqtune.training.run import quiet
     from seqtune_cli import render
 
     out = Path(taken.get("out", f"packs/{Path(plan.recipe).stem}"))
+    quiet()
     with render.progress("packing", shown=not as_json) as progress:
         summary = pack_stage(packed_stage(plan), out, lambda done: progress(round(100 * done), 100))
     if as_json:

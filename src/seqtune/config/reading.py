@@ -152,7 +152,7 @@ def _axis(axis: str, value: Any, given: ComposedStage, problems: list[_Found]) -
     unset = [path for path, leaf in leaves(value, f"{axis}.").items() if leaf == MISSING]
     problems += [_Found(path, f"{path}: has to be given", f"{path}=VALUE") for path in unset]
     try:
-        kind = _kind(axis, value, given)
+        kind = spec_of(axis, value, given)
     except SeqtuneError as error:
         if f"{axis}.name" not in unset:
             path = f"{axis}.name" if f"{axis}.name" in given.origins else axis
@@ -167,7 +167,7 @@ def _axis(axis: str, value: Any, given: ComposedStage, problems: list[_Found]) -
     return None if unset else spec
 
 
-def _kind(axis: str, value: Mapping[str, Any], given: ComposedStage) -> type[Spec]:
+def spec_of(axis: str, value: Mapping[str, Any], given: ComposedStage) -> type[Spec]:
     """The spec class of an axis, chosen by `name` where there is a choice.
 
     Raises:
@@ -304,7 +304,7 @@ def _has(stage: ComposedStage, path: str) -> bool:
     """Whether `path` is a field of what the stage chose."""
     axis, _, field = path.partition(".")
     try:
-        return field.split(".")[0] in _kind(axis, stage.values[axis], stage).model_fields
+        return field.split(".")[0] in spec_of(axis, stage.values[axis], stage).model_fields
     except (SeqtuneError, KeyError):
         return False
 
