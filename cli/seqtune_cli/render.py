@@ -250,7 +250,7 @@ class Progress:
         facts += [f"{self.rate:,.0f} tokens/s"] if self.rate is not None else []
         lines: list[RenderableType] = [
             bar(self.step, self.steps, inner),
-            Text("   ".join(facts)),
+            Text("   ".join(facts), no_wrap=True, overflow="ellipsis"),
         ]
         for key, values in self.curves.items():
             head = f"{key.partition('/')[0]:<7}{values[-1]:>10.4g}  "
