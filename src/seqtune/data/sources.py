@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import datasets
-import huggingface_hub.constants
 import pyarrow as pa
 
 from seqtune import hub
@@ -150,8 +149,7 @@ def _saved(folder: Path, split: str, where: str) -> Iterable[files.Raw]:
 
 def _hub(spec: DataSpec) -> Iterable[files.Raw]:
     name, _, configuration = str(spec.name).partition(":")
-    if not hub.reachable():  # what was downloaded before still loads; asking the hub would retry for half a minute
-        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    hub.settle()
     try:
         found = datasets.load_dataset(name, configuration or None, split=spec.split)
     except (OSError, ValueError, RuntimeError) as error:  # what datasets raises for network, name, configuration, split

@@ -155,11 +155,12 @@ def _source(spec: ModelSpec | TinyModelSpec, folder: Path | None, what: str = "m
             where=f"model.{'tokenizer' if what == 'tokenizer' and spec.tokenizer else 'name'}",
             hint="give a folder saved by `save_pretrained`, a hub name (`Qwen/Qwen3-4B`), or model=tiny",
         )
+    if not path.is_dir():
+        hub.settle()
     return {
         "pretrained_model_name_or_path": str(path) if path.is_dir() else name,
         "revision": revision or "main",
         "trust_remote_code": spec.trust_remote_code,
-        "local_files_only": not path.is_dir() and not hub.reachable(),
     }
 
 
