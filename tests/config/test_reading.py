@@ -39,6 +39,8 @@ def test_a_plan_survives_yaml() -> None:
     for recipe in ("sft_tiny", "gspo_qwen4b", "dpo_tiny", "reward_tiny", "quickstart"):
         found = plan(recipe=recipe)
         assert load(dump(found)) == found
+    found = plan("data=gsm8k", "data.path=train.jsonl")  # the path is read instead of the group's name
+    assert load(dump(found)) == found
 
 
 def test_all_problems_are_told_together() -> None:

@@ -337,7 +337,8 @@ def _evaluation_judges(stage: Stage) -> Iterator[Violation]:
 
 def _two_sources(stage: Stage, given: ComposedStage) -> Iterator[Violation]:
     data = stage.data
-    said = RANK[given.origin("data.name").kind] >= RANK[given.origin("data.path").kind]
+    name, path = (given.origin(f"data.{field}").kind for field in ("name", "path"))
+    said = name != "default" and RANK[name] >= RANK[path]  # a plan read back was judged before, and tells no origins
     if isinstance(data, DataSpec) and data.name is not None and data.path is not None and said:
         yield Violation(
             "data.path and data.name both say where the examples are",
