@@ -222,6 +222,14 @@ def test_a_completion_without_a_score_gets_no_advantage(tmp_path: Path, monkeypa
     assert left[1:6] == [0, 0, 0, 0, 0], "one unscored row, and a group with a single score"
 
 
+def test_the_advantages_are_those_of_the_plan(tmp_path: Path) -> None:
+    one = trainer(stage_run(tmp_path, scored(objective={"advantage": "centered"}, train={"max_steps": 1})))
+    one.reward_funcs = [lambda completions, **others: [1.0, 0, 0, 0, 1, 1, 0, 1]]
+    one.train()
+    used = sorted(one._buffered_inputs[0]["advantages"].tolist())
+    assert used == [-0.75, -0.25, -0.25, -0.25, 0.25, 0.25, 0.25, 0.75]
+
+
 def test_prompts_of_a_chat(tmp_path: Path) -> None:
     """Messages go through the chat template; the reward and the samples see their plain text."""
     run = stage_run(tmp_path, scored(train={"max_steps": 1}))

@@ -188,9 +188,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             logps, old_logps, advantages, mask, inputs.get("ref_per_token_logps"), denominator=self._denominator(mask)
         )
         self._note({**metrics, "policy/entropy": masked_mean(entropies, mask)})
-        loss = (
-            loss * self.accelerator.num_processes
-        )  # gradients are averaged over processes; the denominator spans them
+        loss = loss * self.accelerator.num_processes  # the denominator spans the processes, gradients are averaged
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux / self.current_gradient_accumulation_steps
         return loss  # type: ignore[no-any-return]
