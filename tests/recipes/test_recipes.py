@@ -74,6 +74,9 @@ def test_group_file_sets_fields_of_its_spec_and_nothing_it_would_have_anyway(fil
     assert text.startswith("# "), "the first line says what it is, for `seqtune list` and completion"
     axis, values = file.parent.name, yaml.safe_load(text)
     name = values.get("name")
+    if name == "???":  # the user gives the name, and with it decides which fields there are
+        assert set(values) == {"name"}
+        return
     kinds = (registry(axis).load(name),) if axis in REGISTERED else AXIS_SPECS[axis]
     spec = next((kind for kind in kinds if "name" in values and name in _names(kind)), kinds[0])
     unknown = set(values) - set(spec.model_fields)
