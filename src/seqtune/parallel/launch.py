@@ -135,6 +135,7 @@ def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
 
         try:
             yield send
+            _leave_group()
         except SeqtuneError as error:
             temporary = scratch / f".problems-{rank}"
             temporary.write_text(json.dumps([asdict(problem) for problem in error.problems]))
@@ -143,6 +144,13 @@ def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
         except Exception:
             (scratch / f"traceback-{rank}.txt").write_text(traceback.format_exc())
             raise
+
+
+def _leave_group() -> None:
+    """Close the connections to the other workers: left to the end of the interpreter, that now and then aborts it."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _end_with_launcher(lifeline: Path) -> None:
