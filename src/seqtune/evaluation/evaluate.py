@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from seqtune.rewards.answers import marked_answer
 from seqtune.rewards.exact import normalised
 from seqtune.rewards.score import score
 from seqtune.rollout.noise import seed_of
-from seqtune.rollout.transformers import generate
+from seqtune.rollout.transformers import evaluation_mode, generate
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -291,7 +290,7 @@ def _perplexity(
     order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     losses, counts = np.zeros(len(ids)), np.zeros(len(ids))  # nats and tokens an example
     done = 0
-    with _quiet(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         while done < len(order):
             room = max(1, MEASURED_TOKENS // max(1, len(ids[order[done]])))
             batch = order[done : done + min(spec.batch_size, room)]
@@ -334,17 +333,6 @@ def _losses(model: Any, ids: list[Any], masks: list[Any]) -> list[tuple[float, i
         losses = cross_entropy(logits[row, :-1][wanted].float(), tokens[row, 1:][wanted], reduction="none")
         found.append((float(losses.double().sum()), int(wanted.sum())))
     return found
-
-
-@contextmanager
-def _quiet(model: Any) -> Iterator[None]:
-    """Evaluation mode, and back."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _ends(model: Any, tokenizer: Any) -> list[int]:

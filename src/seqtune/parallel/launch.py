@@ -141,7 +141,7 @@ def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
             temporary.write_text(json.dumps([asdict(problem) for problem in error.problems]))
             os.replace(temporary, scratch / f"problems-{rank}.json")
             raise SystemExit(2) from error
-        except Exception:
+        except Exception:  # a bug: kept for the launcher, and raised on
             (scratch / f"traceback-{rank}.txt").write_text(traceback.format_exc())
             raise
 

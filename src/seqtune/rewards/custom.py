@@ -57,7 +57,7 @@ def _from_file(path: Path, name: str) -> ModuleType:
     sys.modules[title] = module  # dataclasses and typing look modules up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # importing a user's code may raise anything
         del sys.modules[title]
         raise SeqtuneError(_failed(str(path), error), where=f"reward.name={name}") from error
     return module
@@ -72,7 +72,7 @@ def _from_module(place: str, name: str) -> ModuleType:
             where=f"reward.name={name}",
             hint="install the package, or name a file: reward.name=path/to/file.py:function",
         ) from error
-    except Exception as error:
+    except Exception as error:  # importing a user's code may raise anything
         raise SeqtuneError(_failed(place, error), where=f"reward.name={name}") from error
 
 

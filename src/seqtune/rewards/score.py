@@ -42,7 +42,7 @@ def score(
         values = reward(list(prompts), list(completions), **given)
     except SeqtuneError:
         raise
-    except Exception as error:
+    except Exception as error:  # a user's code may raise anything; it is told with the row
         row = _culprit(reward, prompts, completions, given)
         place = "the batch as a whole" if row is None else _place(row, prompts)
         raise SeqtuneError(
@@ -88,7 +88,7 @@ def _culprit(
             reward(
                 [prompts[row]], [completions[row]], **{key: values[row : row + 1] for key, values in columns.items()}
             )
-        except Exception:
+        except Exception:  # the caller reports the error that the whole batch raised
             return row
     return None
 

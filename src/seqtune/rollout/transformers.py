@@ -67,7 +67,7 @@ def generate(
     # Equal prompts become neighbours: few distinct ones in a batch. The longest come first: memory peaks early.
     order = sorted(range(len(prompt_ids)), key=lambda i: (-len(prompt_ids[i]), prompt_ids[i]))
     completions: list[list[int]] = [[] for _ in prompt_ids]
-    with _ready(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
 
@@ -180,8 +180,8 @@ def _all_ranks_done(model: Any, done: bool, device: torch.device) -> bool:
 
 
 @contextmanager
-def _ready(model: Any) -> Iterator[None]:
-    """Evaluation mode, without gradient checkpointing (which forbids the cache in training mode only)."""
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """The model in evaluation mode (in which gradient checkpointing leaves the cache alone), and back."""
     training = model.training
     model.eval()
     try:

@@ -201,7 +201,7 @@ def _drop_incomplete(plan: Plan, folder: RunFolder) -> None:
 def _disk_full(folder: RunFolder, stage: Stage) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # torch and safetensors raise kinds of their own; all but a full disk go on as they are
         if not _says_disk_full(error, folder.path):
             raise
         kept = complete_checkpoints(stage_folder(folder, stage.name))
