@@ -96,6 +96,43 @@ def choose_attention(asked: str, device: torch.device | str, dtype: torch.dtype)
     return Choice(asked, reasons)
 
 
+def choose_forest_attention(asked: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
+    """The backend that computes forests (`seqtune_kernels.forest_attention`), by the names of `model.attention`.
+
+    Args:
+        asked: A name, or `auto` for the fastest that can run.
+        device: Where the weights are.
+        dtype: Of the weights.
+
+    Raises:
+        Unusable: `asked` is not a backend, or cannot compute forests there; names the nearest that can.
+    """
+    place = torch.device(device)
+    reasons: dict[str, str] = {}
+    for name in NAMES:
+        fault = _forest_fault(name, place)
+        if fault is None and asked in ("auto", name):
+            return Choice(name, reasons)
+        if fault is not None:
+            reasons[name] = fault
+    if asked not in NAMES:
+        return choose_attention(asked, place, dtype)  # says which names there are
+    nearest = choose_forest_attention("auto", place, dtype).name
+    fault = reasons[asked]
+    raise Unusable(
+        f"attention backend '{asked}' cannot compute forests here: {fault}; the nearest that can is '{nearest}'"
+    )
+
+
+def _forest_fault(name: str, device: torch.device) -> str | None:
+    """Why a backend cannot compute forests, or None."""
+    if name == "eager":
+        return None
+    if name == "sdpa":
+        return None if device.type == "cpu" else f"its pieces run on CPU, and this is {device.type}"
+    return _fault(name, device, None) or "forests are not computed with it"
+
+
 def _default_device() -> torch.device:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator if accelerator is not None else torch.device("cpu")
