@@ -205,13 +205,21 @@ def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mappi
     said: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for detail in error.errors(include_url=False):
         first, *rest = [str(part) for part in detail["loc"]] or [""]
-        # Inside a mapping the next part is its key; elsewhere it is a list's index or a union's branch.
-        said[f"{first}.{rest[0]}" if rest and isinstance(value.get(first), Mapping) else first].append(detail)
+        # Inside a mapping the next part is its key; elsewhere it is a list's index or a union's branch. The branch of
+        # a section that a `name` chooses stands before the key.
+        inside = value.get(first)
+        if isinstance(inside, Mapping):
+            rest = rest[1:] if rest and rest[0] not in inside and rest[0] == inside.get("name") else rest
+        said[f"{first}.{rest[0]}" if rest and isinstance(inside, Mapping) else first].append(detail)
     named = isinstance(value.get("name"), str) and (axis in REGISTERED or len(AXIS_SPECS[axis]) > 1)
     who = f"{axis} '{value['name']}'" if named else axis
     for field, details in said.items():
         path = f"{axis}.{field}" if field else axis
-        if details[0]["type"] == "extra_forbidden":
+        section, _, inner = field.partition(".")
+        if details[0]["type"] == "extra_forbidden" and inner:
+            who = f"{axis}.{section} '{value[section]['name']}'" if "name" in value[section] else f"{axis}.{section}"
+            yield _Found(path, f"{path}: not a field of {who} ({_shown(value[section][inner])})")
+        elif details[0]["type"] == "extra_forbidden":
             for leaf, given in leaves({field: value[field]}, f"{axis}.").items():
                 if kind is TemplateMathSpec and field in DataSpec.model_fields:
                     form = value.get("format", kind.model_fields["format"].default)
@@ -250,6 +258,8 @@ _SENTENCES = {
     "multiple_of": "is not a multiple of {multiple_of}",
     "literal_error": "is not {expected}",
     "value_error": "is refused: {error}",
+    "union_tag_invalid": "is not {expected_tags}",
+    "union_tag_not_found": "says no name",
 }
 
 

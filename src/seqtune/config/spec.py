@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from seqtune.config.base import Spec as Spec
+from seqtune.config.order import Order, Shuffle
 
 Family = Literal["sft", "preference", "reward", "policy"]
 """Which trainer runs an objective."""
 DenominatorUnit = Literal["tokens", "pairs", "sequences"]
 """What the denominator of a loss counts over an optimiser step; `tokens` are those of the loss mask."""
-
-
-class Spec(BaseModel):
-    """A frozen piece of a plan. Unknown keys are refused; every field has a docstring with unit and source."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ObjectiveSpec(Spec):
@@ -55,6 +52,8 @@ class PackingSpec(Spec):
     """What happens to a document longer than `capacity`; lossy choices are counted in the report."""
     seed: int = Field(0, ge=0)
     """Seed of the order of rows."""
+    order: Order = Shuffle()
+    """Which rows each optimiser step takes."""
     path: str | None = None
     """Folder written by `seqtune pack`: training reads it and tokenises nothing."""
 
