@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from seqtune.config.rope import Rope
 from seqtune.config.spec import Spec
 
 Format = Literal["text", "prompt_completion", "messages", "preference", "prompt_answer", "groups"]
@@ -24,6 +25,8 @@ class ModelSpec(Spec):
     """Of the weights. `auto`: bfloat16 on a GPU that has it, float32 otherwise."""
     attention: str = "auto"
     """Attention backend by name, or `auto` for the fastest that can run here; `seqtune doctor` lists them."""
+    rope: Rope | None = None
+    """Change of the rotary positions for a longer context; None leaves them as they are."""
     trust_remote_code: bool = False
     """Run Python code shipped with the model. Off unless set: it can do anything you can."""
 
@@ -44,6 +47,8 @@ class TinyModelSpec(Spec):
     """Width of the feed-forward layer."""
     max_positions: int = Field(4096, ge=16)
     """Longest sequence in tokens."""
+    rope: Rope | None = None
+    """Change of the rotary positions for a longer context; None leaves them as they are."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -139,7 +144,10 @@ class TrainSpec(Spec):
     batch_size: int = Field(8, ge=1)
     """Rows (packed rows, pairs or completions) a process takes in one micro-batch."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches per optimiser step."""
+    """Micro-batches per optimiser step: a step takes `batch_size` times this many rows of each process."""
+    tokens_per_batch: int | None = Field(None, ge=1)
+    """Tokens a micro-batch has at most, shared prefixes counted once; None cuts the step by `batch_size` instead. Only
+    memory and speed depend on it: the rows of a step and its gradient do not."""
     warmup: float = Field(0.0, ge=0)
     """Warm-up of the learning rate: below 1 a fraction of all steps, otherwise a number of steps."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"

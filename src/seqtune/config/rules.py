@@ -65,7 +65,7 @@ def between_stages(stages: Sequence[Stage]) -> Iterator[tuple[str, Violation]]:
                     "train the reward model last, or in a run of its own",
                 ),
             )
-        ours, first = (one.model.model_dump(exclude={"dtype", "attention"}) for one in (stage, stages[0]))
+        ours, first = (one.model.model_dump(exclude={"dtype", "attention", "rope"}) for one in (stage, stages[0]))
         changed = sorted(key for key in ours.keys() | first.keys() if ours.get(key) != first.get(key))
         if changed:
             yield (

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from seqtune import hub
 from seqtune.config.axes import TinyModelSpec
 from seqtune.errors import SeqtuneError
-from seqtune.models import tiny
+from seqtune.models import rope, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,8 +53,8 @@ def load_model(
         folder: Read the weights from this saved folder instead of `spec.name`; dtype and attention stay the spec's.
 
     Raises:
-        SeqtuneError: The model cannot be found, has no safetensors, needs remote code that is not allowed, or the
-            attention backend cannot run here.
+        SeqtuneError: The model cannot be found, has no safetensors, needs remote code that is not allowed, has no
+            rotary positions that could be changed, or the attention backend cannot run here.
     """
     place = compute_device() if device is None else torch.device(device)
     dtype = resolve_dtype(spec.dtype, place)
@@ -62,8 +62,13 @@ def load_model(
     if isinstance(spec, TinyModelSpec) and folder is None:
         return tiny.model(spec, dtype, attention).to(place)
     with _mendable(spec, folder):
+        source = _source(spec, folder)
+        changed = {}
+        if spec.rope is not None:
+            changed["config"] = AutoConfig.from_pretrained(**source)
+            rope.apply(changed["config"], spec.rope)
         model = AutoModelForCausalLM.from_pretrained(
-            **_source(spec, folder), dtype=dtype, attn_implementation=attention, use_safetensors=True
+            **source, **changed, dtype=dtype, attn_implementation=attention, use_safetensors=True
         )
     return model.to(place).eval()
 

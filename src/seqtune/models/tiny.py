@@ -10,6 +10,7 @@ from tokenizers.models import BPE
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from seqtune.errors import SeqtuneError
+from seqtune.models import rope
 
 if TYPE_CHECKING:
     from seqtune.config.axes import TinyModelSpec
@@ -77,7 +78,7 @@ def config(spec: TinyModelSpec) -> Qwen3Config:
             where="model.heads and model.kv_heads",
             hint=f"kv_heads={spec.heads} gives every query head its own",
         )
-    return Qwen3Config(
+    made = Qwen3Config(
         vocab_size=256 + 3,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
@@ -91,6 +92,9 @@ def config(spec: TinyModelSpec) -> Qwen3Config:
         pad_token_id=256,
         eos_token_id=258,
     )
+    if spec.rope is not None:
+        rope.apply(made, spec.rope)
+    return made
 
 
 def model(spec: TinyModelSpec, dtype: torch.dtype, attention: str) -> Qwen3ForCausalLM:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from seqtune.config.plan import Plan
+    from seqtune.config.rope import Rope
     from seqtune.report.run_folder import RunFolder
 
 ADAPTER = "adapter_config.json"
@@ -48,7 +49,7 @@ def check_chain(plan: Plan) -> None:
                 where=f"stages.{before.name}.objective",
                 hint="train the reward model last, or in a run of its own",
             )
-        ours, first = (one.model.model_dump(exclude={"dtype", "attention"}) for one in (stage, plan.stages[0]))
+        ours, first = (one.model.model_dump(exclude={"dtype", "attention", "rope"}) for one in (stage, plan.stages[0]))
         if ours != first:
             raise SeqtuneError(
                 f"stage '{stage.name}' names another model than '{plan.stages[0].name}', but starts from its weights",
@@ -64,7 +65,7 @@ def load_start(plan: Plan, folder: RunFolder, index: int) -> tuple[PreTrainedMod
         SeqtuneError: The model cannot be loaded, or the tokenizer does not fit it.
     """
     if index:
-        return load_end(plan, folder, index - 1)
+        return load_end(plan, folder, index - 1, rope=plan.stages[index].model.rope)
     spec = plan.stages[0].model
     tokenizer = load_tokenizer(spec)
     model = load_model(spec)
@@ -112,7 +113,12 @@ def save_end(trainer: Any, folder: RunFolder, stage: str) -> None:
 
 
 def load_end(
-    plan: Plan, folder: RunFolder, index: int, *, device: torch.device | str | None = None
+    plan: Plan,
+    folder: RunFolder,
+    index: int,
+    *,
+    device: torch.device | str | None = None,
+    rope: Rope | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model a finished stage left, its adapter merged into the weights, and its tokenizer.
 
@@ -121,6 +127,7 @@ def load_end(
         folder: The run.
         index: Number of the stage, from 0; -1 is the last.
         device: Where the weights go; None takes this process's accelerator, or the CPU.
+        rope: Rotary positions of the stage that goes on from it; None keeps those it was trained with.
 
     Raises:
         SeqtuneError: The stage is not finished, or its base model cannot be loaded.
@@ -139,7 +146,8 @@ def load_end(
     if stage.objective.family == "reward":
         model = _load_scorer(plan, folder, index, frozen if not adapted else None, device)
     else:
-        model = load_model(stage.model, device=device, folder=frozen)
+        spec = stage.model if rope is None else stage.model.model_copy(update={"rope": rope})
+        model = load_model(spec, device=device, folder=frozen)
     if adapted:
         from peft import PeftModel
 
