@@ -8,7 +8,7 @@ import gzip
 import json
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,6 +80,41 @@ def read(path: Path, text_by: str) -> Iterator[Raw]:
         raise SeqtuneError(f"'{path}' cannot be read: {error.strerror or error}", "data.path") from error
 
 
+class Place(NamedTuple):
+    """Where a row of a file begins."""
+
+    number: int
+    """Lines before it in a jsonl file, rows before it in another."""
+    offset: int
+    """Bytes before it; 0 in a file that cannot be read from the middle."""
+
+
+def read_from(path: Path, text_by: str, start: Place) -> Iterator[tuple[Place, Place, Raw]]:
+    """The rows of one file from `start` on: where each begins, where the next does, and the row.
+
+    A jsonl file is read from the middle; of others what lies before `start` is read and passed over. Arguments and
+    errors as `read`.
+    """
+    if _kind(path) != ("jsonl", False):
+        for number, raw in enumerate(read(path, text_by)):
+            if number >= start.number:
+                yield Place(number, 0), Place(number + 1, 0), raw
+        return
+    try:
+        if path.stat().st_size == 0:
+            raise SeqtuneError(f"'{path}' is empty", "data.path", "give a file with at least one example")
+        with path.open("rb") as file:
+            file.seek(start.offset)
+            number, offset = start
+            for line in file:
+                here, number, offset = Place(number, offset), number + 1, offset + len(line)
+                text = _decode(line, number, path)
+                if text.strip():
+                    yield here, Place(number, offset), (f"{path}:{number}", _object(text.rstrip()))
+    except OSError as error:
+        raise SeqtuneError(f"'{path}' cannot be read: {error.strerror or error}", "data.path") from error
+
+
 def _expand_one(name: str, where: str) -> list[Path]:
     path = Path(name).expanduser()
     if path.is_dir():
@@ -128,20 +163,24 @@ def _kind(path: Path) -> tuple[str, bool]:
 def _decoded(file: Iterable[bytes], path: Path) -> Iterator[str]:
     """Lines with their line breaks, decoded strictly."""
     for number, line in enumerate(file, 1):
-        if number == 1:
-            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise SeqtuneError(
-                    f"'{path}' is UTF-16, not UTF-8", f"{path}:1", f"iconv -f UTF-16 -t UTF-8 {path} > converted"
-                )
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        try:
-            yield line.decode()
-        except UnicodeDecodeError as error:
+        yield _decode(line, number, path)
+
+
+def _decode(line: bytes, number: int, path: Path) -> str:
+    if number == 1:
+        if line.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise SeqtuneError(
-                f"'{path}' is not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
-                f"{path}:{number}",
-                f"convert it, for instance: iconv -f LATIN1 -t UTF-8 {path} > converted",
-            ) from error
+                f"'{path}' is UTF-16, not UTF-8", f"{path}:1", f"iconv -f UTF-16 -t UTF-8 {path} > converted"
+            )
+        line = line.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise SeqtuneError(
+            f"'{path}' is not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}",
+            f"{path}:{number}",
+            f"convert it, for instance: iconv -f LATIN1 -t UTF-8 {path} > converted",
+        ) from error
 
 
 def _jsonl(path: Path, lines: Iterable[str]) -> Iterator[Raw]:
