@@ -1,9 +1,8 @@
 """Attention over a segment forest: no token computed twice, no padding."""
 
-from seqtune_kernels.forest_attention.attend import forest_attention
-from seqtune_kernels.forest_attention.cpu import forest_attention_cpu
+from seqtune_kernels.forest_attention.attend import attend, forest_attention
 from seqtune_kernels.forest_attention.layout import Layout
 from seqtune_kernels.forest_attention.merge import merge
 from seqtune_kernels.forest_attention.reference import forest_attention_reference
 
-__all__ = ["Layout", "forest_attention", "forest_attention_cpu", "forest_attention_reference", "merge"]
+__all__ = ["Layout", "attend", "forest_attention", "forest_attention_reference", "merge"]

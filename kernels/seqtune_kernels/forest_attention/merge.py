@@ -18,7 +18,5 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     Returns:
         The merged output and log-sum-exp.
     """
-    lse = torch.logaddexp(lse_a, lse_b)
-    base = torch.where(lse.isneginf(), torch.zeros_like(lse), lse)
-    out = (lse_a - base).exp().unsqueeze(-1) * out_a + (lse_b - base).exp().unsqueeze(-1) * out_b
-    return out, lse
+    weight = torch.sigmoid(lse_b - lse_a).nan_to_num(0.0)  # -inf - -inf: neither saw a key, and either output will do
+    return torch.lerp(out_a, out_b, weight.unsqueeze(-1)), torch.logaddexp(lse_a, lse_b)
