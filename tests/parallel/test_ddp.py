@@ -41,5 +41,6 @@ def test_gradients_and_metrics_equal_those_of_one_process(case: str, traced: tup
             assert torch.allclose(gradient, other[name], rtol=0, atol=1e-6), name
     for row, other in zip(rows_of(one), rows_of(two), strict=True):
         assert row.keys() == other.keys()
-        for key in row.keys() - {"seconds", "stage"}:
+        layout = {"tokens/computed", "tokens/padded", "tokens/saving"}  # follow from how the step is cut
+        for key in row.keys() - {"seconds", "stage"} - layout:
             assert row[key] == pytest.approx(other[key], abs=2e-5), key

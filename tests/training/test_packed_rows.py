@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -14,22 +15,24 @@ from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.training.common import StageRun
-from seqtune.training.sft import PackedRows, Sft, trainer
+from seqtune.training.forest import Scored, lay_out, token_scores
+from seqtune.training.sft import Sft, documents, trainer
 
 TEXTS = [("ab", "cde"), ("f", "ghijk"), ("lmno", "p"), ("q", "rs"), ("tuvwx", "yz")]
 
 
-def test_positions_restart_at_documents_and_padding_is_one_more() -> None:
-    rows = [
-        {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, 7, -100, 9], "seq_lengths": [3, 2]},
-        {"input_ids": [1, 2, 3], "labels": [1, 2, 3], "seq_lengths": [3]},
-    ]
-    batch = PackedRows(pad_token_id=0)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [1, 2, 3, 0, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
-    # The first token of a document is no label even where the data says so.
-    assert batch["labels"].tolist() == [[-100, 6, 7, -100, 9], [-100, 2, 3, -100, -100]]
-    assert batch["tokens"].tolist() == [5, 3]
+def test_a_row_comes_apart_into_its_documents() -> None:
+    row = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, 7, 8, 9], "seq_lengths": [3, 2]}
+    first, second = documents(row)
+    assert first.ids.tolist() == [5, 6, 7]
+    assert first.mask.tolist() == [False, True, True]
+    assert second.ids.tolist() == [8, 9]
+    batch = lay_out([first, second], torch.device("cpu"), shared=False)
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+    # The first token of a document is no target even where the data says so.
+    assert batch.targets.tolist() == [6, 7, 9]
+    assert batch.predictors.tolist() == [0, 1, 3]
+    assert batch.index.tolist() == [[0, 1], [2, -1]]
 
 
 @pytest.fixture
@@ -63,17 +66,15 @@ def test_the_packed_loss_is_the_mean_over_documents_read_alone(made: Sft) -> Non
 
 
 def test_a_document_does_not_see_its_neighbours(made: Sft) -> None:
-    batch = made.data_collator(made.train_dataset.to_list())
-    row = next(row for row in range(len(batch["input_ids"])) if batch["position_ids"][row, 1:].eq(0).any())
-    second = int(batch["position_ids"][row, 1:].eq(0).nonzero()[0]) + 1
-    given = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
     made.model.eval()
-    before = made.model(**given).logits
-    given["input_ids"] = given["input_ids"].clone()
-    given["input_ids"][row, :second] = 65
-    after = made.model(**given).logits
-    assert torch.equal(before[row, second:], after[row, second:])
-    assert not torch.allclose(before[row, :second], after[row, :second])
+    first, *others = (doc for row in made.train_dataset for doc in documents(row))
+    changed = Scored(np.full_like(first.ids, 65), first.mask)
+    logps = []
+    for head in (first, changed):
+        batch = lay_out([head, *others], torch.device("cpu"), shared=False)
+        logps.append(batch.by_sequence(token_scores(made.model, made.model, batch).logps))
+    assert torch.equal(logps[0][1:], logps[1][1:])
+    assert not torch.allclose(logps[0][0], logps[1][0])
 
 
 @pytest.mark.parametrize("packing", [BestFit(capacity=16), Unpacked(capacity=16)])

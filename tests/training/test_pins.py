@@ -10,23 +10,24 @@ import inspect
 from typing import Any
 
 import pytest
-import transformers
+import torch
 from transformers import Trainer
-from trl import DPOTrainer, RewardTrainer, SFTTrainer
+from trl import DPOTrainer
 
 from seqtune.training.common import Staged, Supervised
+from seqtune.training.forest import through
 from seqtune.training.preference import Preference
 from seqtune.training.reward import Reward
 from seqtune.training.sft import Sft
 
 OVERRIDDEN = [
-    (SFTTrainer, Sft, "compute_loss", ["model", "inputs", "return_outputs", "num_items_in_batch"]),
-    (RewardTrainer, Reward, "compute_loss", ["model", "inputs", "return_outputs", "num_items_in_batch"]),
-    (DPOTrainer, Preference, "_compute_loss", ["model", "inputs", "return_outputs"]),
     (DPOTrainer, Preference, "_prepare_dataset", ["dataset", "processing_class", "args", "dataset_name"]),
+    (Trainer, Staged, "training_step", ["model", "inputs", "num_items_in_batch"]),
+    (Trainer, Staged, "floating_point_ops", ["inputs"]),
+    (Trainer, Staged, "_get_num_items_in_batch", ["batch_samples", "device"]),
     (Trainer, Supervised, "_get_train_sampler", ["train_dataset"]),
     (Trainer, Supervised, "evaluate", ["eval_dataset", "ignore_keys", "metric_key_prefix"]),
-    (Trainer, Supervised, "log", ["logs", "start_time"]),
+    (Trainer, Staged, "log", ["logs", "start_time"]),
     (Trainer, Staged, "_get_grad_norm", ["model", "grad_norm"]),
 ]
 
@@ -41,9 +42,9 @@ def test_an_override_has_the_signature_of_what_it_overrides(
 
 @pytest.mark.parametrize("trainer", [Sft, Preference, Reward])
 def test_the_overrides_come_before_trl(trainer: type) -> None:
-    for name in ("_get_train_sampler", "evaluate", "_get_grad_norm", "create_model_card", "log"):
+    names = ("_get_train_sampler", "training_step", "evaluate", "_get_grad_norm", "create_model_card", "log")
+    for name in names:
         assert getattr(trainer, name).__module__ == "seqtune.training.common"
-    assert trainer.loss_is_scaled_for_ga is True
 
 
 def source(owner: Any) -> str:
@@ -57,26 +58,37 @@ def test_the_loop_calls_what_is_overridden() -> None:
     )
     assert "self._evaluate(" in source(Trainer._maybe_log_save_evaluate)
     assert "self.evaluate(" in source(Trainer._evaluate)
-    assert "return self._compute_loss(model, inputs, return_outputs)" in source(DPOTrainer.compute_loss)
+    assert "self.training_step(model, inputs, num_items_in_batch)" in source(Trainer._run_epoch)
+    assert "self.floating_point_ops(inputs)" in source(Trainer._run_epoch)
+    assert "self._get_num_items_in_batch(batch_samples, device)" in source(Trainer.get_batch_samples)
+
+
+def test_work_runs_as_the_forward_pass_of_the_wrapper() -> None:
+    """`_ForwardRedirection` is private to TRL: the wrapper's hooks run, and the model's own forward comes back."""
+    inner = torch.nn.Linear(2, 3)
+    outer = OneInside(inner)
+    seen: list[str] = []
+    outer.register_forward_pre_hook(lambda *args: seen.append("before"))
+    outer.register_forward_hook(lambda *args: seen.append("after"))
+    forward = inner.forward
+    found = through(outer, inner, lambda: seen.append("work") or inner(torch.ones(2)))
+    assert seen == ["before", "work", "after"]
+    assert found.shape == (3,)
+    assert inner.forward == forward
+
+
+class OneInside(torch.nn.Module):
+    """As accelerate wraps a model: its forward is that of the one inside."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any) -> Any:
+        return self.inner(*args)
 
 
 def test_rows_are_written_before_a_checkpoint_that_counts_them() -> None:
     body = source(Trainer._maybe_log_save_evaluate)
     assert body.index("self.log(") < body.index("self._evaluate(") < body.index("self._save_checkpoint(")
     assert body.index("self._save_checkpoint(") < body.index("callback_handler.on_save(")
-
-
-def test_the_count_of_trained_tokens_spans_micro_batches_and_processes() -> None:
-    body = source(Trainer._get_num_items_in_batch)
-    assert 'batch["labels"][..., 1:]' in body
-    assert "self.accelerator.gather(num_items_in_batch.to(device)).sum()" in body
-
-
-def test_trl_keeps_the_columns_of_packed_rows() -> None:
-    assert '["input_ids", "labels", "seq_lengths"]' in source(SFTTrainer._set_signature_columns_if_needed)
-
-
-def test_the_loss_scaling_attribute_is_known() -> None:
-    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 19):
-        pytest.skip("TRL translates it for this version of transformers")
-    assert "self.loss_is_scaled_for_ga" in source(Trainer.training_step)

@@ -61,7 +61,10 @@ PINNED = {
     "_generate_and_score_completions": (
         "(self, inputs: list[dict[str, torch.Tensor | typing.Any]]) -> dict[str, torch.Tensor | typing.Any]"
     ),
-    "_compute_loss": "(self, model, inputs)",
+    "_prepare_inputs": (
+        "(self, generation_batch: dict[str, torch.Tensor | typing.Any]) -> dict[str, torch.Tensor | typing.Any]"
+    ),
+    "training_step": "(self, model, inputs, num_items_in_batch)",
     "log": "(self, logs: dict[str, float], start_time: float | None = None) -> None",
     "_save_checkpoint": "(self, model, trial)",
 }
@@ -74,9 +77,17 @@ def test_overridden_methods_have_the_signature_they_had(name: str) -> None:
     assert list(ours) == list(theirs)
 
 
+def test_log_probs_are_asked_for_as_they_were() -> None:
+    """Ours takes the images and videos of TRL's signature together: there are none."""
+    theirs = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    ours = list(inspect.signature(Policy._get_per_token_logps_and_entropies).parameters)
+    assert ours[:-1] == theirs[: len(ours) - 1]
+    assert theirs[len(ours) - 1] == "pixel_values"
+
+
 def test_nothing_else_of_trl_is_overridden() -> None:
     overridden = {name for name in vars(Policy) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
-    assert overridden == set(PINNED)
+    assert overridden == {*PINNED, "_get_per_token_logps_and_entropies"}
 
 
 def test_rows_of_the_metrics(tmp_path: Path) -> None:
@@ -89,7 +100,9 @@ def test_rows_of_the_metrics(tmp_path: Path) -> None:
     assert not [key for key in rows[0] if "time" in key or key.startswith("rewards/")]
     assert rows[0]["policy/ratio_mean"] == pytest.approx(1, abs=1e-6), "the first update is on policy"
     assert abs(rows[1]["policy/ratio_mean"] - 1) > 1e-6, "the second is not"
-    assert rows[1]["tokens"] == rows[0]["tokens"] < rows[2]["tokens"]
+    assert rows[0]["tokens"] < rows[1]["tokens"] < rows[2]["tokens"]
+    assert rows[0]["tokens/computed"] < rows[0]["tokens"] <= rows[0]["tokens/padded"], "a group shares its prompt"
+    assert rows[0]["tokens/saving"] == pytest.approx(1 - rows[0]["tokens/computed"] / rows[0]["tokens/padded"])
     samples = RunFolder(tmp_path).samples()
     assert [sample["step"] for sample in samples] == [1] * 4 + [3] * 4
     assert len({sample["prompt"] for sample in samples[:4]}) == 1
@@ -102,9 +115,9 @@ def test_on_policy_gspo_is_the_policy_gradient(tmp_path: Path, monkeypatch: pyte
     run = stage_run(tmp_path, scored(rollout={"temperature": 0.7}))
     one = trainer(run)
     batches: list[dict[str, torch.Tensor]] = []
-    original = one._compute_loss
+    original = one.measure
     monkeypatch.setattr(
-        one, "_compute_loss", lambda model, inputs: (batches.append(inputs), original(model, inputs))[1]
+        one, "measure", lambda model, batch, n: (batches.append(batch.rows), original(model, batch, n))[1]
     )
     found = first_gradients(one, monkeypatch)
     assert len(batches) == 1
@@ -250,6 +263,35 @@ def test_vllm_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(policy.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SeqtuneError, match="vllm is not installed"):
         trainer(stage_run(tmp_path, stage(rollout={"name": "vllm"})))
+
+
+def test_groups_stay_whole_when_a_rollout_is_shuffled() -> None:
+    order = policy.by_group(0, 24, 4, (1, 0))
+    assert sorted(order.tolist()) == list(range(24))
+    groups = (order // 4).reshape(6, 4)
+    assert (groups == groups[:, :1]).all()
+    assert groups[:, 0].tolist() != list(range(6))
+    assert not torch.equal(order, policy.by_group(0, 24, 4, (1, 1)))
+
+
+def test_a_group_that_lies_on_two_processes_is_kept_together_on_each() -> None:
+    order = policy.by_group(6, 6, 4, (0,))  # rows 6 and 7 of a group whose first two are elsewhere, and a whole one
+    assert sorted(order.tolist()) == list(range(6))
+    assert abs(int((order == 0).nonzero()) - int((order == 1).nonzero())) == 1
+
+
+def test_a_token_budget_cuts_the_step_and_changes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, batches = [], []
+    for budget in (None, 60):
+        run = stage_run(tmp_path / f"{budget}", scored(train={"batch_size": 16, "tokens_per_batch": budget}))
+        one = trainer(run)
+        cut = one.micro_batches
+        monkeypatch.setattr(one, "micro_batches", lambda inputs, cut=cut: batches.append(cut(inputs)) or batches[-1])
+        found.append(first_gradients(one, monkeypatch))
+    assert len(batches[0]) == 1 < len(batches[1])
+    assert all(batch.tokens.computed <= 60 for batch in batches[1])
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_prompts_of_a_rollout() -> None:

@@ -81,7 +81,9 @@ def test_the_rows_of_a_stage_hold_what_the_page_says(data: Path, tmp_path: Path)
     assert set(row) - set(list(row)[:5]) == {
         *("train/grad_norm", "train/learning_rate", "train/entropy", "logps/chosen", "logps/rejected"),
         *("rewards/chosen", "rewards/rejected", "rewards/margin", "rewards/accuracy"),
+        *("tokens/computed", "tokens/padded", "tokens/saving"),
     }
+    assert row["tokens/computed"] < row["tokens"] < row["tokens/padded"]
     # Before the first step model and reference are one: log 2, and no margin.
     assert start["eval/loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert row["loss"] == pytest.approx(0.6931472, abs=1e-6)
@@ -91,18 +93,20 @@ def test_the_rows_of_a_stage_hold_what_the_page_says(data: Path, tmp_path: Path)
 @pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
 def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(kind: str, data: Path, tmp_path: Path) -> None:
     rows, ends_of = [], []
-    for size, accumulate in ((4, 1), (1, 4)):
-        given = {"batch_size": size, "accumulate": accumulate, "max_steps": 2, "learning_rate": 1e-4}
-        folder = create(tmp_path / f"{size}", stage(kind, data, train=given))
+    for size, accumulate, budget in ((4, 1, None), (1, 4, None), (4, 1, 40)):
+        given = {"batch_size": size, "accumulate": accumulate, "tokens_per_batch": budget}
+        given |= {"max_steps": 2, "learning_rate": 1e-4}
+        folder = create(tmp_path / f"{size}-{budget}", stage(kind, data, train=given))
         run_all(folder)
         rows.append(comparable(folder))
         ends_of.append(load_file(ends.final(folder, kind) / "model.safetensors"))
-    for one, other in zip(*rows, strict=True):
-        for key in ("loss", "train/grad_norm", "eval/loss", "rewards/margin"):
-            assert one.get(key) == pytest.approx(other.get(key), abs=1e-5)
-        assert one["tokens"] == other["tokens"]
+    for one, *others in zip(*rows, strict=True):
+        for other in others:
+            for key in ("loss", "train/grad_norm", "eval/loss", "rewards/margin"):
+                assert one.get(key) == pytest.approx(other.get(key), abs=1e-5)
+            assert one["tokens"] == other["tokens"]
     for name, weight in ends_of[0].items():
-        assert torch.allclose(weight, ends_of[1][name], atol=2e-5), name
+        assert all(torch.allclose(weight, other[name], atol=2e-5) for other in ends_of[1:]), name
 
 
 def test_a_saved_adapter_loads_with_plain_peft(data: Path, tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ from seqtune.config.plan import Plan
 from seqtune.errors import SeqtuneError
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.parallel.specs import Fsdp2
-from seqtune.training import common, ends
+from seqtune.training import ends
 from seqtune.training.common import complete_checkpoints, stage_folder
+from seqtune.training.preference import Preference
+from seqtune.training.reward import Reward
 from seqtune.training.run import run_stage, train
+from seqtune.training.sft import Sft
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,17 +40,25 @@ def stopped(folder: Path, one: Stage) -> tuple[SeqtuneError, Any]:
     return caught.value, run
 
 
+def poison(monkeypatch: pytest.MonkeyPatch, kind: str, change: Any) -> None:
+    """Let the losses a trainer differentiates be `change(loss, step)`."""
+    trainer = {"sft": Sft, "dpo": Preference, "reward": Reward}[kind]
+    real = trainer.measure
+
+    def measure(self: Any, model: Any, batch: Any, denominator: Any) -> Any:
+        measured = real(self, model, batch, denominator)
+        if not torch.is_grad_enabled():
+            return measured
+        return measured._replace(loss=change(measured.loss, self.state.global_step))
+
+    monkeypatch.setattr(trainer, "measure", measure)
+
+
 @pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
     kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = common.Supervised.step_loss
-
-    def poisoned(self: Any, *args: Any) -> torch.Tensor:
-        loss = real(self, *args)
-        return loss * float("nan") if self.state.global_step == 3 else loss
-
-    monkeypatch.setattr(common.Supervised, "step_loss", poisoned)
+    poison(monkeypatch, kind, lambda loss, step: loss * float("nan") if step == 3 else loss)
     error, run = stopped(tmp_path / "run", stage(kind, data, train={"save_every": 2}))
     assert f"the gradient is not a finite number at step 4 of stage '{kind}'" in str(error)
     assert "the checkpoint of step 2 is kept" in str(error)
@@ -58,8 +69,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
 
 
 def test_a_loss_that_is_not_finite_stops(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = common.Supervised.step_loss
-    monkeypatch.setattr(common.Supervised, "step_loss", lambda *given: real(*given) * 0 + torch.inf)
+    poison(monkeypatch, "sft", lambda loss, step: loss * 0 + torch.inf)
     error, run = stopped(tmp_path / "run", stage("sft", data))
     assert "the loss is not a finite number at step 1 of stage 'sft'; no checkpoint was saved" in str(error)
     assert [row for row in run.metrics() if "loss" in row] == []

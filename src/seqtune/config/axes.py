@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from seqtune.config.mixture import MixtureSpec
 from seqtune.config.rope import Rope
 from seqtune.config.spec import Spec
 
@@ -199,17 +200,20 @@ class EvalSpec(Spec):
     """Also evaluate the untrained model and after each stage of a run."""
 
 
-def _named(known: str) -> Any:
-    """Pick the generated spec when `name` is `known`, the general one otherwise."""
+def _named(*known: str) -> Any:
+    """Pick the spec of a `name` that is `known`, the general one otherwise."""
 
     def tag(value: Any) -> str:
         name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-        return known if name == known else "general"
+        return name if name in known else "general"
 
     return Discriminator(tag)
 
 
 Model = Annotated[Annotated[TinyModelSpec, Tag("tiny")] | Annotated[ModelSpec, Tag("general")], _named("tiny")]
 Data = Annotated[
-    Annotated[TemplateMathSpec, Tag("template_math")] | Annotated[DataSpec, Tag("general")], _named("template_math")
+    Annotated[TemplateMathSpec, Tag("template_math")]
+    | Annotated[MixtureSpec, Tag("mixture")]
+    | Annotated[DataSpec, Tag("general")],
+    _named("template_math", "mixture"),
 ]

@@ -103,28 +103,32 @@ def flatten_sequences(sequences: Sequence[Tokens]) -> Flattened:
         Sequences keep their order in `rows`; subtrees are laid out in order of first appearance.
     """
 
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+
     @dataclass
     class Node:
-        tokens: list[int]
+        tokens: NDArray[np.int64]
         children: dict[int, Node]
 
     roots: dict[int, Node] = {}
-    for sequence in sequences:
-        rest, level = np.asarray(sequence, dtype=np.int64).tolist(), roots
-        while rest:
-            node = level.get(rest[0])
-            if node is None:
-                level[rest[0]] = Node(rest, {})
-                break
-            shared = 1
-            while shared < min(len(node.tokens), len(rest)) and node.tokens[shared] == rest[shared]:
-                shared += 1
+    paths: list[list[Node]] = []
+    for array in arrays:
+        rest, level = array, roots
+        while len(rest):
+            node = level.setdefault(int(rest[0]), Node(rest, {}))
+            shared = _common(node.tokens, rest)
             if shared < len(node.tokens):
                 tail = Node(node.tokens[shared:], node.children)
-                node.tokens, node.children = node.tokens[:shared], {tail.tokens[0]: tail}
+                node.tokens, node.children = node.tokens[:shared], {int(tail.tokens[0]): tail}
             rest, level = rest[shared:], node.children
+    for array in arrays:  # only now has every node its final extent
+        rest, level, path = array, roots, []
+        while len(rest):
+            path.append(level[int(rest[0])])
+            rest, level = rest[len(path[-1].tokens) :], path[-1].children
+        paths.append(path)
 
-    segments: list[list[int]] = []
+    segments: list[NDArray[np.int64]] = []
     parents: list[int] = []
     index: dict[int, int] = {}
     stack = [(node, -1) for node in reversed(roots.values())]
@@ -135,14 +139,16 @@ def flatten_sequences(sequences: Sequence[Tokens]) -> Flattened:
         parents.append(parent)
         stack.extend((child, index[id(node)]) for child in reversed(node.children.values()))
     forest = SegmentForest([len(s) for s in segments], parents)
+    starts = forest.cu_seqlens
+    rows = tuple(
+        _concatenate([np.arange(starts[index[id(node)]], starts[index[id(node)] + 1]) for node in path])
+        for path in paths
+    )
+    return Flattened(forest, _concatenate(segments), rows)
 
-    rows = []
-    for sequence in sequences:
-        rest, level, row = np.asarray(sequence, dtype=np.int64).tolist(), roots, [np.zeros(0, np.int64)]
-        while rest:
-            node = level[rest[0]]
-            start = forest.cu_seqlens[index[id(node)]]
-            row.append(np.arange(start, start + len(node.tokens)))
-            rest, level = rest[len(node.tokens) :], node.children
-        rows.append(np.concatenate(row))
-    return Flattened(forest, _concatenate(segments), tuple(rows))
+
+def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
+    """Tokens two sequences have in common at their beginning."""
+    length = min(len(a), len(b))
+    differ = a[:length] != b[:length]
+    return int(differ.argmax()) if differ.any() else length

@@ -147,9 +147,12 @@ def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _leave_group() -> None:
-    """Close the connections to the other workers: left to the end of the interpreter, that now and then aborts it."""
+    """Close the connections to the other workers, all at once: one that closes while another still waits for it, or
+    leaves it to the end of the interpreter, now and then aborts that worker.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
         distributed.destroy_process_group()
 
 

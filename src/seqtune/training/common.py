@@ -8,17 +8,22 @@ import os
 import shutil
 import time
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from seqtune.errors import SeqtuneError
+from seqtune.models.forest import refusal, use_forest
 from seqtune.models.load import compute_device, resolve_dtype
 from seqtune.report.events import Notice, StageStarted, Step
+from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, lay_out, split, token_scores
+from seqtune.training.proofs import Proof, mask_audit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,8 +108,10 @@ def training_arguments(run: StageRun, *, steps: int) -> dict[str, Any]:
     dtype = resolve_dtype(run.stage.model.dtype, device)
     return {
         "output_dir": str(run.output),
-        "per_device_train_batch_size": train.batch_size,
-        "gradient_accumulation_steps": train.accumulate,
+        # One batch of the Trainer is one optimiser step; `Staged` cuts it into micro-batches.
+        "per_device_train_batch_size": train.batch_size * train.accumulate,
+        "gradient_accumulation_steps": 1,
+        "remove_unused_columns": False,
         "max_steps": steps,
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.schedule,
@@ -268,29 +275,6 @@ def diverged(run: StageRun, step: int, what: str) -> SeqtuneError:
     )
 
 
-class Staged:
-    """Mixed into a TRL trainer: records a stage, and stops before a gradient that is not finite reaches the weights."""
-
-    run: StageRun
-
-    def __init__(self, run: StageRun, *, heldout: bool = False, **kwargs: Any) -> None:
-        self.run = run
-        super().__init__(**kwargs)
-        trainer: Any = self
-        trainer.remove_callback(PrinterCallback)
-        self.recorder = Recorder(run, heldout)
-        trainer.add_callback(self.recorder)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints inside a run folder need no model card: the run's own report describes them."""
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
-        if not math.isfinite(norm):
-            raise diverged(self.run, self.state.global_step + 1, "the gradient")  # type: ignore[attr-defined]
-        return norm
-
-
 class Measured(NamedTuple):
     """The objective on one micro-batch."""
 
@@ -298,60 +282,160 @@ class Measured(NamedTuple):
     """Sum over the micro-batch divided by the denominator that was asked for; scalar."""
     metrics: dict[str, Tensor]
     """Means over the micro-batch, keyed `area/name`."""
-    weight: Tensor
-    """What the means are over (trained tokens, or pairs)."""
-    tokens: Tensor
-    """Tokens the model read, padding left out."""
+    weight: Tensor | int
+    """What the means are over (trained tokens, pairs or completions)."""
+    tokens: Tokens
     aux: Tensor | None = None
     """Load-balancing loss of a mixture-of-experts model, already weighted."""
 
 
-class Supervised(Staged):
-    """Mixed into a TRL trainer whose rows are all known beforehand (SFT, preference, reward).
+class Staged:
+    """Mixed into a TRL trainer: one batch of the Trainer is one optimiser step, and is cut into micro-batches here.
 
-    The subclass says in `measure` what the objective is on a micro-batch. Its denominator is the count over the whole
-    optimiser step, so a step does not depend on how it was cut into micro-batches and processes.
+    The subclass lays the step out in `micro_batches` and says in `measure` what the objective is on each. The
+    denominator is the count over the whole step, so a step does not depend on how it was cut into micro-batches and
+    processes. A gradient that is not finite stops the run before it reaches the weights.
     """
 
-    loss_is_scaled_for_ga = True  # the denominator spans the accumulated micro-batches: nothing is left to scale
+    run: StageRun
+    trainer: Any
+    """This object as the TRL trainer it is mixed into."""
+    shared: bool
+    """Whether sequences of a micro-batch share their beginnings."""
 
-    def __init__(self, run: StageRun, *, eval_rows: Dataset | None, **kwargs: Any) -> None:
-        self.eval_rows = eval_rows
+    def __init__(self, run: StageRun, *, heldout: bool = False, **kwargs: Any) -> None:
+        self.run = run
         self.objective = run.stage.objective.build()
-        self._sums: dict[str, Tensor] = {}
-        super().__init__(run, heldout=eval_rows is not None, **kwargs)
-        self.trainer: Any = self
+        self._sums: dict[str, Tensor | float] = {}
+        self.plain_attention: str = kwargs["model"].config._attn_implementation
+        """What the model attends with outside forests, when it generates."""
+        fault = refusal(kwargs["model"].config, shared=self.shared)
+        if fault is not None:
+            raise SeqtuneError(f"this model cannot be trained on segment forests: {fault}", "model.name")
+        for model in (kwargs["model"], kwargs.get("ref_model")):
+            if model is not None:
+                self.attention = use_forest(model, run.stage.model.attention)
+        self.trainer = self
+        super().__init__(**kwargs)
+        self.trainer.remove_callback(PrinterCallback)
+        self.recorder = Recorder(run, heldout)
+        self.trainer.add_callback(self.recorder)
+        passed_over = "".join(f"; not {name}: {reason}" for name, reason in self.attention.reasons.items())
+        run.notice(f"attention over segment forests: {self.attention.name}{passed_over}")
         self._tokens = self.recorder.tokens
-        """Tokens read since the stage began, by all processes."""
+        """Tokens of the sequences trained on since the stage began, by all processes."""
 
     @abstractmethod
-    def measure(self, model: Any, inputs: dict[str, Any], denominator: Tensor | float) -> Measured:
+    def micro_batches(self, inputs: Any) -> list[Any]:
+        """This process's part of an optimiser step, at least one."""
+
+    @abstractmethod
+    def count(self, batch: Any) -> float:
+        """What a micro-batch adds to the denominator of the step."""
+
+    @abstractmethod
+    def measure(self, model: Any, batch: Any, denominator: Tensor | float) -> Measured:
         """The objective on one micro-batch."""
 
-    def step_loss(self, model: Any, inputs: dict[str, Any], denominator: Tensor | float) -> Tensor:
-        """The loss to differentiate: this micro-batch's share of the step, made up for the averaging over processes."""
-        measured = self.measure(model, inputs, denominator)
-        self._add(measured)
-        loss: Tensor = measured.loss * self.trainer.accelerator.num_processes
-        if measured.aux is not None:
-            loss = loss + measured.aux / self.trainer.current_gradient_accumulation_steps
-        return loss
+    # What `proofs` asks of a trainer.
+
+    @abstractmethod
+    def units(self) -> list[Any]:
+        """What an optimiser step of this process is cut into: its rows, here of a first step."""
+
+    @abstractmethod
+    def lay(self, units: list[Any]) -> Any:
+        """Units as one micro-batch."""
+
+    @abstractmethod
+    def sample(self, count: int) -> list[Scored]:
+        """Up to `count` sequences of the kind the stage trains on."""
+
+    def audit(self) -> list[Proof]:
+        """Checks of which tokens are trained; none where completions are yet to be sampled."""
+        return []
+
+    def values(self, batch: MicroBatch) -> Tensor:
+        """[B, L] what the model says of each scored token of a forest: its log-prob."""
+        model = self.trainer.model
+        return batch.by_sequence(token_scores(model, model, batch).logps)
+
+    def plain_values(self, model: Any, sequences: list[Scored]) -> Tensor:
+        """The same from the model called as transformers means it, one sequence at a time."""
+        rows = []
+        for sequence in sequences:
+            ids = torch.from_numpy(sequence.ids)[None].to(self.trainer.accelerator.device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            logps = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+            rows.append(logps.gather(1, ids[0, 1:, None])[:, 0])
+        return pad_sequence(rows, batch_first=True)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of one optimiser step; returns its loss, made up for the averaging over processes."""
+        accelerator = self.trainer.accelerator
+        model.train()
+        batches = self.micro_batches(inputs)
+        counts = torch.tensor([self.count(batch) for batch in batches], device=accelerator.device)
+        denominator = accelerator.reduce(counts.sum(), reduction="sum")
+        tokens = sum(batch.tokens.computed for batch in batches)
+        total = torch.zeros((), device=accelerator.device)
+        turns = self.turns(len(batches))
+        for turn in range(turns):
+            batch = batches[min(turn, len(batches) - 1)]
+            with nullcontext() if turn == turns - 1 else accelerator.no_sync(model):
+                with accelerator.autocast():
+                    measured = self.measure(model, batch, denominator)
+                loss = measured.loss * accelerator.num_processes  # gradients are averaged over the processes
+                if measured.aux is not None:
+                    loss = loss + measured.aux * (batch.tokens.computed / tokens)
+                if turn >= len(batches):
+                    loss = loss * 0.0
+                else:
+                    self._add(measured)
+                accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def turns(self, mine: int) -> int:
+        """Micro-batches every process runs: sharded weights are gathered by all processes together, so one with fewer
+        micro-batches runs its last one again, in vain.
+        """
+        if not self.trainer.is_fsdp_enabled:
+            return mine
+        everyone = self.trainer.accelerator.gather(torch.tensor([mine], device=self.trainer.accelerator.device))
+        return int(everyone.max())
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> None:
+        """Counted in `training_step`."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated; the Trainer would look into `inputs` for it."""
+        return 0
 
     def _add(self, measured: Measured) -> None:
-        values = {key: value * measured.weight for key, value in measured.metrics.items()}
-        for key, value in {**values, "weight": measured.weight, "tokens": measured.tokens}.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value.detach().double()
+        weight = measured.weight
+        sums = {key: value * weight for key, value in measured.metrics.items()}
+        counts = {"weight": weight, **measured.tokens._asdict()}
+        for key, value in {**sums, **counts}.items():
+            wide = value.detach().double() if isinstance(value, torch.Tensor) else float(value)
+            self._sums[key] = self._sums.get(key, 0.0) + wide
 
     def _drain(self) -> dict[str, float]:
         """Means since the last call over all processes; under `num_tokens`, tokens read since the stage began."""
-        keys = sorted(self._sums)
-        sums = self.trainer.accelerator.reduce(torch.stack([self._sums[key] for key in keys]), reduction="sum").tolist()
+        accelerator, keys = self.trainer.accelerator, sorted(self._sums)
+        values = [torch.as_tensor(self._sums[key], dtype=torch.double, device=accelerator.device) for key in keys]
         self._sums = {}
-        totals = dict(zip(keys, sums, strict=True))
-        self._tokens += int(totals.pop("tokens"))
-        weight = totals.pop("weight")
+        totals = dict(zip(keys, accelerator.reduce(torch.stack(values), reduction="sum").tolist(), strict=True))
+        read, computed, padded, weight = (totals.pop(key) for key in (*Tokens._fields, "weight"))
+        self._tokens += int(read)
         means = {key: value / weight for key, value in totals.items()} if weight else {}
-        return {**means, "num_tokens": self._tokens}
+        return {
+            **means,
+            "num_tokens": self._tokens,
+            "tokens/computed": computed,
+            "tokens/padded": padded,
+            "tokens/saving": 1 - computed / padded if padded else 0.0,
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's metrics to a row of training."""
@@ -359,10 +443,68 @@ class Supervised(Staged):
             logs.update(self._drain())
         super().log(logs, start_time)  # type: ignore[misc]
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints inside a run folder need no model card: the run's own report describes them."""
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        if not math.isfinite(norm):
+            raise diverged(self.run, self.trainer.state.global_step + 1, "the gradient")
+        return norm
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of an optimiser step of this process, as the data loader hands them on: nothing in it is a tensor."""
+
+    rows: list[dict[str, Any]]
+
+
+class Supervised(Staged):
+    """Mixed into a TRL trainer whose rows are all known beforehand (SFT, preference, reward)."""
+
+    def __init__(self, run: StageRun, *, eval_rows: Dataset | None, **kwargs: Any) -> None:
+        self.eval_rows = eval_rows
+        super().__init__(run, heldout=eval_rows is not None, data_collator=StepRows, **kwargs)
+
+    @abstractmethod
+    def size(self, row: dict[str, Any]) -> int:
+        """Tokens of a row, for the token budget of a micro-batch."""
+
+    @abstractmethod
+    def sequences(self, rows: list[dict[str, Any]]) -> list[Scored]:
+        """What the model reads of some rows."""
+
+    def lay(self, units: list[dict[str, Any]]) -> MicroBatch:
+        return lay_out(self.sequences(units), self.trainer.accelerator.device, shared=self.shared)
+
+    def units(self) -> list[dict[str, Any]]:
+        rows = self.trainer.train_dataset
+        taken = Stream(len(rows), min(len(rows), self.trainer.args.train_batch_size), self.run.stage.train.seed)
+        return rows.select(list(taken)).to_list()  # type: ignore[no-any-return]  # datasets is untyped
+
+    def sample(self, count: int) -> list[Scored]:
+        found: list[Scored] = []
+        for row in self.units():
+            found += self.sequences([row])
+            if len(found) >= count:
+                break
+        return found[:count]
+
+    def audit(self) -> list[Proof]:
+        return mask_audit([self.sequences([row]) for row in self.units()], self.run.tokenizer.eos_token_id)
+
+    def micro_batches(self, inputs: StepRows) -> list[Any]:
+        cuts = self._cut([Unit(self.size(row)) for row in inputs.rows])
+        return [self.lay([inputs.rows[number] for number in cut]) for cut in cuts]
+
+    def _cut(self, units: list[Unit]) -> list[range]:
+        train = self.run.stage.train
+        return split(units, rows=train.batch_size, tokens=train.tokens_per_batch)
+
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         args, rows = self.trainer.args, len(train_dataset or self.trainer.train_dataset)
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return Stream(rows, args.max_steps * per_step, self.run.stage.train.seed)
+        return Stream(rows, args.max_steps * args.train_batch_size * args.world_size, self.run.stage.train.seed)
 
     @torch.no_grad()
     def evaluate(
@@ -374,18 +516,19 @@ class Supervised(Staged):
         """
         trainer, rows = self.trainer, self.eval_rows
         assert rows is not None  # the recorder asks for it only if there are rows
-        size, rank, processes = trainer.args.train_batch_size, trainer.args.process_index, trainer.args.world_size
-        batches = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        rank, processes = trainer.args.process_index, trainer.args.world_size
+        cuts = self._cut([Unit(self.size(row)) for row in rows])
         trainer.model.eval()
         total: dict[str, Tensor] = {}
-        for turn in range(math.ceil(len(batches) / processes)):
+        for turn in range(math.ceil(len(cuts) / processes)):
             number = turn * processes + rank
-            mine = number < len(batches)  # a process without a batch runs one in vain: sharded weights need all of them
-            batch = rows.select(batches[number if mine else 0]).to_list()
-            inputs = trainer._prepare_inputs(trainer.data_collator(batch))
-            measured = self.measure(trainer.model, inputs, 1.0)
-            values = {key: value * measured.weight for key, value in measured.metrics.items()}
-            for key, value in {**values, "loss": measured.loss, "weight": measured.weight}.items():
+            mine = number < len(cuts)  # a process without a batch runs one in vain: sharded weights need all of them
+            batch = self.lay(rows.select(cuts[number if mine else 0]).to_list())
+            with trainer.accelerator.autocast():
+                measured = self.measure(trainer.model, batch, 1.0)
+            weight = torch.as_tensor(measured.weight, device=measured.loss.device)
+            values = {key: value * weight for key, value in measured.metrics.items()}
+            for key, value in {**values, "loss": measured.loss, "weight": weight}.items():
                 total[key] = total.get(key, 0.0) + value.double() * mine
         trainer.model.train()
         keys = sorted(total)

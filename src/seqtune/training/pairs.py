@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 
 from seqtune.data.rows import WHERE
 from seqtune.data.tokenize import tokenize
 from seqtune.errors import SeqtuneError
 from seqtune.training.common import check_length
+from seqtune.training.forest import Scored
 
 if TYPE_CHECKING:
     from seqtune.training.common import StageRun
@@ -37,6 +39,22 @@ def pairs(run: StageRun) -> tuple[Dataset, Dataset | None]:
     longest = max(len(row["prompt_ids"]) + max(len(row[f"{side}_ids"]) for side in SIDES) for row in train)
     check_length(run, longest)
     return train, heldout if heldout is not None and len(heldout) else None
+
+
+def pair_tokens(row: dict[str, list[int]]) -> int:
+    """Tokens of a pair, the prompt counted once."""
+    return sum(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+
+
+def sequences(rows: list[dict[str, list[int]]]) -> list[Scored]:
+    """The sequences of some pairs, all chosen ones and then all rejected ones; completions are scored."""
+    found = []
+    for side in SIDES:
+        for row in rows:
+            prompt, completion = row["prompt_ids"], row[f"{side}_ids"]
+            ids = np.array([*prompt, *completion], dtype=np.int64)
+            found.append(Scored(ids, np.arange(len(ids)) >= max(len(prompt), 1)))
+    return found
 
 
 def _pairs(run: StageRun, examples: Dataset) -> Dataset:

@@ -10,22 +10,34 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
+from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_fsdp
-from trl.trainer.utils import add_fused_lm_head
 
+from seqtune.data.tokenize import prompt_ids
 from seqtune.errors import SeqtuneError
+from seqtune.models.forest import attention, use_forest
 from seqtune.objectives.reduce import masked_mean
 from seqtune.rewards.score import score
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import generate
-from seqtune.training.common import Staged, StageRun, Stream, optimiser_steps, read_marker, training_arguments
+from seqtune.training.common import (
+    Measured,
+    Staged,
+    StageRun,
+    Stream,
+    optimiser_steps,
+    read_marker,
+    training_arguments,
+)
+from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, body, lay_out, split, token_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,8 +49,9 @@ if TYPE_CHECKING:
     from seqtune.objectives.specs import Policy as PolicySpec
 
 RENAMED = {"reward": "reward/mean", "reward_std": "reward/std", "frac_reward_zero_std": "reward/equal_groups"}
-DROPPED = ("step_time", "rewards/")
-"""Beginnings of TRL's keys that are left out: a stopwatch, and the only reward under a second name."""
+DROPPED = ("step_time", "rewards/", "num_tokens")
+"""Beginnings of TRL's keys that are left out: a stopwatch, the only reward under a second name, and tokens with prompts
+counted once a completion."""
 
 
 class Rollouts(Sampler[int]):
@@ -77,22 +90,20 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
 
     def __init__(self, run: StageRun, *, reference: PreTrainedModel | None, **kwargs: Any) -> None:
         self.spec: PolicySpec = run.stage.objective  # type: ignore[assignment]
-        self.objective = self.spec.build()
         self.advantage = self.spec.build_advantage()
-        self._tokens_of_step: tuple[int, Tensor] | None = None
         super().__init__(run, **kwargs)
         # TRL would read the reference from a hub name or folder; ours is the model the stage starts from, wherever that
         # came from. With an adapter there is none: TRL switches the adapter off.
         self.beta = self.spec.beta
         if reference is not None:
-            add_fused_lm_head(reference, temperature=self.temperature)
+            use_forest(reference, run.stage.model.attention)
             self.ref_model = (
                 prepare_fsdp(reference, self.accelerator)
                 if self.is_fsdp_enabled
                 else self.accelerator.prepare_model(reference, evaluation_mode=True)
             )
         if run.checkpoint is not None:
-            self._step = read_marker(run.checkpoint)["step"] * self.args.gradient_accumulation_steps
+            self._step = read_marker(run.checkpoint)["step"]
             self._load_rollout(run.checkpoint)
 
     # Rollouts
@@ -101,7 +112,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         args = self.args
         return Rollouts(
             len(dataset if dataset is not None else self.train_dataset),
-            rollouts=math.ceil(args.max_steps * args.gradient_accumulation_steps / args.steps_per_generation),
+            rollouts=math.ceil(args.max_steps / args.steps_per_generation),
             prompts=args.generation_batch_size // self.num_generations,
             group_size=self.num_generations,
             repeats=args.steps_per_generation,
@@ -124,18 +135,20 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         rollout = self._step // self.args.steps_per_generation
         first = self.accelerator.process_index * len(prompt_ids)
         places = (divmod(first + row, num_generations) for row in range(len(prompt_ids)))
-        completions = generate(
-            self.accelerator.unwrap_model(self.model_wrapped),
-            prompt_ids,
-            max_new_tokens=self.max_completion_length,
-            eos_token_id=self.eos_token_ids,
-            pad_token_id=self._tokenizer.pad_token_id,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k or None,
-            seeds=[seed_of(self.args.seed, rollout, prompt, completion) for prompt, completion in places],
-            batch_size=len(prompt_ids),
-        )
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        with attention(body(model), self.plain_attention):
+            completions = generate(
+                model,
+                prompt_ids,
+                max_new_tokens=self.max_completion_length,
+                eos_token_id=self.eos_token_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k or None,
+                seeds=[seed_of(self.args.seed, rollout, prompt, completion) for prompt, completion in places],
+                batch_size=len(prompt_ids),
+            )
         return completions, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -167,52 +180,135 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
 
     # The objective
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        mask = inputs["completion_mask"]  # [B, T]
-        logps, entropies, aux = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
-            torch.cat([inputs["prompt_mask"], mask], 1),
-            mask.shape[1],
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step += 1
+        return loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Tensor]:
+        """This process's completions of the optimiser step; TRL's own shuffle would tear groups apart."""
+        updates = self.args.steps_per_generation
+        if self._step % updates == 0 or self._buffered_inputs is None:
+            output = self._generate_and_score_completions(generation_batch)
+            rows = len(output["completion_ids"])
+            first = self.accelerator.process_index * rows
+            order = by_group(first, rows, self.num_generations, (self.args.seed, self._step // updates))
+            self._buffered_inputs = [take(output, part) for part in order.chunk(updates)]
+        inputs: dict[str, Tensor] = self._buffered_inputs[self._step % updates]
+        return inputs
+
+    shared = True
+
+    def units(self) -> list[dict[str, Any]]:
+        """The completions of a real rollout, with advantages that are not zero even where all rewards are equal."""
+        wanted = len(self.train_dataset), self.args.generation_batch_size // self.num_generations
+        rows = [row for row in self.train_dataset.select(range(min(wanted))) for _ in range(self.num_generations)]
+        step = take(self._generate_and_score_completions(rows), torch.arange(len(rows)))
+        step["advantages"] = torch.linspace(-1, 1, len(rows), device=step["advantages"].device)
+        return [take(step, torch.tensor([row])) for row in range(len(rows))]
+
+    def lay(self, units: list[dict[str, Any]]) -> Completions:
+        step = {name: torch.cat([unit[name] for unit in units]) for name, value in units[0].items() if value.ndim}
+        ids = torch.cat([step["prompt_ids"], step["completion_ids"]], 1)
+        present = torch.cat([step["prompt_mask"], step["completion_mask"]], 1)
+        sequences, _ = self._sequences(ids, present, step["completion_ids"].shape[1])
+        return Completions(step, lay_out(sequences, self.accelerator.device, shared=True))
+
+    def sample(self, count: int) -> list[Scored]:
+        """Prompts with two made-up completions each: none are sampled yet."""
+        rows = self.train_dataset.select(range(min(len(self.train_dataset), count // 2))).to_list()
+        random = np.random.default_rng(0)
+        found = []
+        for prompt in prompt_ids(rows, self.run.tokenizer):
+            for _ in range(2):
+                ids = np.array([*prompt, *random.integers(0, len(self.run.tokenizer), 16)], dtype=np.int64)
+                found.append(Scored(ids, np.arange(len(ids)) >= max(len(prompt), 1)))
+        return found
+
+    def micro_batches(self, inputs: Any) -> list[Completions]:
+        step = self._prepare_inputs(inputs)
+        ids = torch.cat([step["prompt_ids"], step["completion_ids"]], 1)
+        present = torch.cat([step["prompt_mask"], step["completion_mask"]], 1)
+        return [
+            Completions(take(step, rows), batch)
+            for rows, batch in self._lay(ids, present, step["completion_ids"].shape[1])
+        ]
+
+    def _lay(self, ids: Tensor, present: Tensor, completion: int) -> list[tuple[Tensor, MicroBatch]]:
+        """Padded rows as micro-batches that share prompts: the numbers of the rows, and their layout."""
+        sequences, units = self._sequences(ids, present, completion)
+        train = self.run.stage.train
+        cuts = split(units, rows=train.batch_size, tokens=train.tokens_per_batch)
+        device = self.accelerator.device
+        return [
+            (torch.tensor(cut, device=ids.device), lay_out([sequences[n] for n in cut], device, shared=True))
+            for cut in cuts
+        ]
+
+    def _sequences(self, ids: Tensor, present: Tensor, completion: int) -> tuple[list[Scored], list[Unit]]:
+        """The sequences in padded rows whose last `completion` columns are scored, and what each weighs."""
+        sequences, units = [], []
+        for row, mask in zip(ids.cpu().numpy(), present.bool().cpu().numpy(), strict=True):
+            scored = np.arange(len(row)) >= len(row) - completion
+            prompt = row[mask & ~scored]
+            sequences.append(Scored(row[mask], scored[mask]))
+            units.append(Unit(int(mask[scored].sum()), prompt.tobytes(), len(prompt)))
+        return sequences, units
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[Tensor, None, None]:
+        """What TRL asks for the old and the reference policy: log-probs of the completions, `[B, T]`, no gradient."""
+        mask = attention_mask[:, -logits_to_keep:].bool()
+        logps = torch.zeros(mask.shape, device=input_ids.device)
+        batches = self._lay(input_ids, attention_mask, logits_to_keep)
+        inner = self.accelerator.unwrap_model(model)
+        for turn in range(self.turns(len(batches))):
+            rows, batch = batches[min(turn, len(batches) - 1)]
+            with self.accelerator.autocast():
+                scores = token_scores(model, inner, batch, temperature=self.temperature)
+            logps[rows] = to_columns(batch, scores.logps, mask[rows])
+        return logps, None, None
+
+    def count(self, batch: Completions) -> float:
+        mask = batch.rows["completion_mask"]
+        return float(len(mask) if self.spec.denominator_unit == "sequences" else mask.sum())
+
+    def measure(self, model: Any, batch: Completions, denominator: Tensor | float) -> Measured:
+        rows, mask = batch.rows, batch.rows["completion_mask"].bool()  # [B, T]
+        inner = self.accelerator.unwrap_model(model)
+        scores = token_scores(
+            model, inner, batch.forest, temperature=self.temperature, entropy=True, aux=self.aux_loss_enabled
         )
+        logps = to_columns(batch.forest, scores.logps, mask)
+        entropies = to_columns(batch.forest, scores.entropy, mask)  # type: ignore[arg-type]  # asked for
         # Without old log-probs the rollout is taken whole in one step: the policy that sampled is the one trained.
-        old_logps = inputs.get("old_per_token_logps", logps.detach())
-        advantages = inputs["advantages"]  # [B]
-        if "importance_sampling_ratio" in inputs:
+        old_logps = rows.get("old_per_token_logps", logps.detach())
+        advantages = rows["advantages"]  # [B]
+        if "importance_sampling_ratio" in rows:
             # vLLM's probabilities differ a little from the trainer's; a weight r >= 0 of the surrogate is one of A,
             # because min(w r A, clip(w) r A) = r min(w A, clip(w) A).
-            advantages = advantages.unsqueeze(1) * inputs["importance_sampling_ratio"]
+            advantages = advantages.unsqueeze(1) * rows["importance_sampling_ratio"]
         loss, metrics = self.objective(
-            logps, old_logps, advantages, mask, inputs.get("ref_per_token_logps"), denominator=self._denominator(mask)
+            logps, old_logps, advantages, mask, rows.get("ref_per_token_logps"), denominator=denominator
         )
-        self._note({**metrics, "policy/entropy": masked_mean(entropies, mask)})
-        loss = loss * self.accelerator.num_processes  # the denominator spans the processes, gradients are averaged
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * aux / self.current_gradient_accumulation_steps
-        return loss  # type: ignore[no-any-return]
-
-    def _denominator(self, mask: Tensor) -> Tensor | float:
-        """Completions, or tokens of the mask, of the whole optimiser step: its micro-batches on all processes."""
-        accumulate = self.current_gradient_accumulation_steps
-        if self.spec.denominator_unit == "sequences":
-            return float(mask.shape[0] * accumulate * self.accelerator.num_processes)
-        step = self._step // accumulate
-        if self._tokens_of_step is None or self._tokens_of_step[0] != step:
-            first = step * accumulate % self.args.steps_per_generation
-            rows = self._buffered_inputs[first : first + accumulate]
-            local = torch.stack([row["completion_mask"].sum() for row in rows]).sum()
-            self._tokens_of_step = step, self.accelerator.reduce(local, reduction="sum")
-        return self._tokens_of_step[1]
+        return Measured(
+            loss,
+            {**metrics, "policy/entropy": masked_mean(entropies, mask)},
+            weight=len(mask),
+            tokens=batch.tokens._replace(padded=mask.numel() + rows["prompt_mask"].numel()),
+            aux=self.router_aux_loss_coef * scores.aux if scores.aux is not None else None,
+        )
 
     # Records and checkpoints
-
-    def _note(self, metrics: dict[str, Tensor]) -> None:
-        """Average a micro-batch's metrics over the processes and keep them for the next row."""
-        means = self.accelerator.reduce(torch.stack([value.detach().float() for value in metrics.values()]), "mean")
-        for key, value in zip(metrics, means.tolist(), strict=True):
-            self._metrics["train"][key].append(value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's averages under `area/name`; nothing in a row but `seconds` depends on a clock."""
@@ -248,6 +344,48 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             number, _, name = key.partition(".")
             batches[int(number)][name] = tensor
         self._buffered_inputs = batches
+
+
+@dataclass(frozen=True)
+class Completions:
+    """A micro-batch: rows of the step's tensors, and their layout."""
+
+    rows: dict[str, Tensor]
+    forest: MicroBatch
+
+    @property
+    def tokens(self) -> Tokens:
+        """What the layout saves."""
+        return self.forest.tokens
+
+
+def take(tensors: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Some rows of every tensor that has rows; what is a single number is kept, what is missing left out."""
+    return {
+        name: value[rows.to(value.device)] if value.ndim else value
+        for name, value in tensors.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def by_group(first: int, rows: int, group_size: int, key: tuple[int, ...]) -> Tensor:
+    """Row numbers with the groups in a random order and each group's rows together.
+
+    Args:
+        first: Number of this process's first row among the rows of all processes.
+        rows: Rows of this process.
+        group_size: Rows of a group; the first and the last group may lie partly on another process.
+        key: Of the random order.
+    """
+    groups = (first + np.arange(rows)) // group_size
+    order = np.random.default_rng(key).permutation(int(groups[-1] - groups[0] + 1))
+    return torch.from_numpy(np.argsort(order[groups - groups[0]], kind="stable"))
+
+
+def to_columns(batch: MicroBatch, values: Tensor, mask: Tensor) -> Tensor:
+    """[M] values of the scored tokens in the places `mask` [B, T] marks, row by row; 0 elsewhere."""
+    flat = values[batch.index[batch.index >= 0]]
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, flat)
 
 
 def plain(text: Any) -> str:
@@ -314,7 +452,7 @@ def trainer(run: StageRun) -> Policy:
         args=GRPOConfig(
             **training_arguments(run, steps=steps),
             num_generations=group_size,
-            steps_per_generation=stage.train.accumulate * rollout.updates,
+            steps_per_generation=rollout.updates,
             num_iterations=1,
             max_completion_length=rollout.max_new_tokens,
             temperature=rollout.temperature,

@@ -10,7 +10,6 @@ from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from seqtune.packing.pack import IGNORED
 from seqtune.training.common import (
     Measured,
     StageRun,
@@ -19,61 +18,65 @@ from seqtune.training.common import (
     optimiser_steps,
     training_arguments,
 )
-from seqtune.training.pairs import pairs
+from seqtune.training.forest import MicroBatch, token_scores
+from seqtune.training.pairs import pair_tokens, pairs, sequences
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from seqtune.training.forest import Scored
 
 
 class Preference(Supervised, DPOTrainer):  # type: ignore[misc]  # TRL is untyped
     """`DPOTrainer` whose loss is the plan's objective on summed log-probs of the pair under model and reference."""
 
+    shared = True
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # `pairs` has tokenised it; TRL would look for the text
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Tensor:
-        # Every step takes the same number of pairs, so the step's count is known without asking the other processes.
-        pairs_a_step = self.args.train_batch_size * self.current_gradient_accumulation_steps * self.args.world_size
-        return self.step_loss(model, inputs, pairs_a_step)
+    def size(self, row: dict[str, Any]) -> int:
+        return pair_tokens(row)
 
-    def measure(self, model: Any, inputs: dict[str, Any], denominator: Tensor | float) -> Measured:
-        mask = inputs["completion_mask"]
-        labels = inputs["input_ids"].masked_fill(mask == 0, IGNORED)
-        given = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
-        extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = model(**given, **extra, use_cache=False, fused_lm_head=True)
-        chosen, rejected = outputs.log_probs.sum(1).chunk(2)  # [B]: the batch is the chosen, then the rejected
-        ref_chosen, ref_rejected = self._reference(given).chunk(2)
+    def sequences(self, rows: list[dict[str, Any]]) -> list[Scored]:
+        return sequences(rows)
+
+    def count(self, batch: MicroBatch) -> float:
+        return len(batch.flat.rows) / 2
+
+    def measure(self, model: Any, batch: MicroBatch, denominator: Tensor | float) -> Measured:
+        scores = token_scores(
+            model, self.accelerator.unwrap_model(model), batch, entropy=True, aux=self.aux_loss_enabled
+        )
+        chosen, rejected = batch.by_sequence(scores.logps).sum(1).chunk(2)  # [B]: the chosen come first
+        ref_chosen, ref_rejected = batch.by_sequence(self._reference(batch)).sum(1).chunk(2)
         loss, metrics = self.objective(chosen, rejected, ref_chosen, ref_rejected, denominator=denominator)
         with torch.no_grad():
-            count = outputs.label_mask.sum().clamp(min=1)
             metrics = {
                 **metrics,
                 "logps/chosen": chosen.mean(),
                 "logps/rejected": rejected.mean(),
-                "train/entropy": outputs.entropy.sum() / count,
+                "train/entropy": scores.entropy.mean(),  # type: ignore[union-attr]  # asked for
             }
         return Measured(
             loss,
             {key: value.detach() for key, value in metrics.items()},
-            weight=torch.tensor(chosen.numel(), device=mask.device),
-            tokens=inputs["attention_mask"].sum(),
-            aux=self.router_aux_loss_coef * outputs.aux_loss if self.aux_loss_enabled else None,
+            weight=chosen.numel(),
+            tokens=batch.tokens,
+            aux=self.router_aux_loss_coef * scores.aux if scores.aux is not None else None,
         )
 
     @torch.no_grad()
-    def _reference(self, given: dict[str, Any]) -> Tensor:
-        """Log-probs of the completions under the frozen reference, `[2B]`: a copy, or the model without its adapter."""
+    def _reference(self, batch: MicroBatch) -> Tensor:
+        """[M] log-probs of the frozen reference: a copy, or the model without its adapter."""
+        unwrap = self.accelerator.unwrap_model
         if self.ref_model is not None:
-            reference = self.ref_model(**given, use_cache=False, fused_lm_head=True)
-        else:
-            unwrapped = self.accelerator.unwrap_model(self.model)
-            with (
-                use_adapter(unwrapped, adapter_name=None),
-                disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            ):
-                reference = self.model(**given, use_cache=False, fused_lm_head=True)
-        return reference.log_probs.sum(1)  # type: ignore[no-any-return]
+            return token_scores(self.ref_model, unwrap(self.ref_model), batch).logps
+        with (
+            use_adapter(unwrap(self.model), adapter_name=None),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            return token_scores(self.model, unwrap(self.model), batch).logps
 
 
 def trainer(run: StageRun) -> Preference:

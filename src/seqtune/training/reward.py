@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
@@ -16,31 +18,58 @@ from seqtune.training.common import (
     optimiser_steps,
     training_arguments,
 )
-from seqtune.training.pairs import pairs
+from seqtune.training.forest import MicroBatch, body, through
+from seqtune.training.pairs import pair_tokens, pairs, sequences
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from seqtune.training.forest import Scored
+
 
 class Reward(Supervised, RewardTrainer):  # type: ignore[misc]  # TRL is untyped
     """`RewardTrainer` whose loss is the plan's objective on the scores of the pair."""
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        pairs_a_step = self.args.train_batch_size * self.current_gradient_accumulation_steps * self.args.world_size
-        return self.step_loss(model, inputs, pairs_a_step)
+    shared = True
 
-    def measure(self, model: Any, inputs: dict[str, Any], denominator: Tensor | float) -> Measured:
-        chosen, rejected = model(**inputs, use_cache=False).logits.squeeze(-1).chunk(2)  # [B]
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # `pairs` has tokenised it; TRL would look for the text
+
+    def size(self, row: dict[str, Any]) -> int:
+        return pair_tokens(row)
+
+    def sequences(self, rows: list[dict[str, Any]]) -> list[Scored]:
+        return sequences(rows)
+
+    def count(self, batch: MicroBatch) -> float:
+        return len(batch.flat.rows) / 2
+
+    def measure(self, model: Any, batch: MicroBatch, denominator: Tensor | float) -> Measured:
+        inner = self.accelerator.unwrap_model(model)
+        rewards: Tensor = through(model, inner, partial(_rewards, inner, batch))
+        chosen, rejected = rewards.chunk(2)  # [B]: the chosen come first
         loss, metrics = self.objective(chosen, rejected, denominator=denominator)
-        return Measured(
-            loss,
-            metrics,
-            weight=torch.tensor(chosen.numel(), device=chosen.device),
-            tokens=inputs["attention_mask"].sum(),
-        )
+        return Measured(loss, metrics, weight=chosen.numel(), tokens=batch.tokens)
+
+    def values(self, batch: MicroBatch) -> Tensor:
+        """[B, L] the score after each token that is followed by one."""
+        model = body(self.model)
+        hidden = model.base_model(**batch.inputs).last_hidden_state[0]
+        return batch.by_sequence(model.score(hidden[batch.predictors]).squeeze(-1))
+
+    def plain_values(self, model: Any, sequences: list[Scored]) -> Tensor:
+        ids = [torch.from_numpy(sequence.ids)[None].to(self.accelerator.device) for sequence in sequences]
+        hidden = [model.base_model(input_ids=one, use_cache=False).last_hidden_state[0, :-1] for one in ids]
+        return pad_sequence([model.score(one).squeeze(-1) for one in hidden], batch_first=True)
+
+
+def _rewards(inner: Any, batch: MicroBatch) -> Tensor:
+    """[2B] the score of each sequence, read at its last token."""
+    model = body(inner)
+    hidden = model.base_model(**batch.inputs).last_hidden_state[0]  # [T, H]
+    rewards: Tensor = model.score(hidden[batch.last_tokens()]).squeeze(-1)
+    return rewards
 
 
 def scorer(model: PreTrainedModel, *, pad_token_id: int, seed: int) -> PreTrainedModel:
@@ -70,8 +99,6 @@ def trainer(run: StageRun) -> Reward:
     """
     stage = run.stage
     train, heldout = pairs(run)
-    train = train.map(whole, remove_columns="prompt_ids")
-    heldout = heldout.map(whole, remove_columns="prompt_ids") if heldout is not None else None
     adapter = stage.peft.build()
     if adapter is not None:
         adapter.task_type, adapter.modules_to_save = "SEQ_CLS", ["score"]
@@ -88,8 +115,3 @@ def trainer(run: StageRun) -> Reward:
         processing_class=run.tokenizer,
         peft_config=adapter,
     )
-
-
-def whole(row: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The pair with the prompt in front of both completions."""
-    return {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")}

@@ -18,6 +18,7 @@ from seqtune.training.common import (
     StageRun,
     barrier,
     complete_checkpoints,
+    is_main,
     read_marker,
     stage_folder,
 )
@@ -88,6 +89,7 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
 
     from seqtune.data.sources import load as load_data
     from seqtune.registry import load
+    from seqtune.training import proofs
 
     stage = plan.stages[index]
     quiet()
@@ -116,6 +118,9 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
         run.notice(f"bad rows left out (data.on_error=skip): {reasons}")
     with _disk_full(folder, stage):
         trainer = load(TRAINERS[stage.objective.family])(run)
+        if run.checkpoint is None and is_main():
+            folder.write_json(f"proofs/{stage.name}.json", proofs.check(trainer))
+        barrier()
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
         ends.save_end(trainer, folder, stage.name)
     barrier()

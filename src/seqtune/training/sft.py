@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from trl import SFTConfig, SFTTrainer
 
@@ -18,6 +18,7 @@ from seqtune.training.common import (
     optimiser_steps,
     training_arguments,
 )
+from seqtune.training.forest import MicroBatch, Scored, token_scores
 from seqtune.training.pack import packed_for
 
 if TYPE_CHECKING:
@@ -25,73 +26,47 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class PackedRows:
-    """Collator that keeps packed rows apart: `[rows, T]`, positions restarting at every document.
-
-    Backends that mask with a matrix pay for the square of a row, so rows are not joined into one as TRL does it. No
-    attention mask is sent: transformers then takes the document boundaries from the positions alone. The padding at
-    the end of a row is one more document.
-    """
-
-    pad_token_id: int
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """`input_ids`, `labels` and `position_ids`, each `[rows, T]`, and the `tokens` of each row, `[rows]`.
-
-        A document's first token is never a label: nothing before it predicts it.
-        """
-        shape = (len(examples), max(len(example["input_ids"]) for example in examples))
-        input_ids = torch.full(shape, self.pad_token_id)
-        labels = torch.full(shape, IGNORED)
-        position_ids = torch.zeros(shape, dtype=torch.long)
-        for row, example in enumerate(examples):
-            length = len(example["input_ids"])
-            input_ids[row, :length] = torch.tensor(example["input_ids"])
-            labels[row, :length] = torch.tensor(example["labels"])
-            lengths = [*example["seq_lengths"], shape[1] - length]
-            position_ids[row] = torch.cat([torch.arange(n) for n in lengths])
-        labels[position_ids == 0] = IGNORED
-        tokens = torch.tensor([len(example["input_ids"]) for example in examples])
-        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "tokens": tokens}
-
-
 class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
-    """`SFTTrainer` whose loss is the plan's objective."""
+    """`SFTTrainer` whose rows are forests of documents and whose loss is the plan's objective."""
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """`num_items_in_batch` is the trained tokens of the optimiser step, all micro-batches and processes."""
-        return self.step_loss(model, inputs, num_items_in_batch)
+    shared = False
 
-    def measure(self, model: Any, inputs: dict[str, Any], denominator: Tensor | float) -> Measured:
-        extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        given = {key: value for key, value in inputs.items() if key != "tokens"}
-        outputs = model(**given, **extra, use_cache=False, fused_lm_head=True)
-        mask = outputs.label_mask
-        loss, metrics = self.objective(outputs.log_probs, mask, denominator=denominator)
-        trained = mask.sum()
+    def size(self, row: dict[str, Any]) -> int:
+        return len(row["input_ids"])
+
+    def sequences(self, rows: list[dict[str, Any]]) -> list[Scored]:
+        return [document for row in rows for document in documents(row)]
+
+    def count(self, batch: MicroBatch) -> float:
+        return float(len(batch.targets))
+
+    def measure(self, model: Any, batch: MicroBatch, denominator: Tensor | float) -> Measured:
+        scores = token_scores(
+            model, self.accelerator.unwrap_model(model), batch, entropy=True, aux=self.aux_loss_enabled
+        )
+        loss, metrics = self.objective(scores.logps, torch.ones_like(scores.logps), denominator=denominator)
+        trained = len(batch.targets)
         with torch.no_grad():
-            count = trained.clamp(min=1)
             metrics = {
                 **metrics,
-                "train/entropy": outputs.entropy.sum() / count,
-                "train/token_accuracy": outputs.is_top1.sum() / count,
+                "train/entropy": scores.entropy.sum() / max(trained, 1),  # type: ignore[union-attr]  # asked for
+                "train/token_accuracy": scores.is_top1.sum() / max(trained, 1),
             }
         return Measured(
             loss,
             metrics,
             weight=trained,
-            tokens=self._read(inputs),
-            aux=self.router_aux_loss_coef * outputs.aux_loss if self.aux_loss_enabled else None,
+            tokens=batch.tokens,
+            aux=self.router_aux_loss_coef * scores.aux if scores.aux is not None else None,
         )
 
-    def _read(self, inputs: dict[str, Any]) -> Tensor:
-        if "tokens" in inputs:
-            return inputs["tokens"].sum()  # type: ignore[no-any-return]  # a batch may hold more than tensors
-        ids = inputs["input_ids"]  # from TRL's own collator (flash attention): one row without padding
-        return ids.new_tensor(ids.numel())  # type: ignore[no-any-return]
+
+def documents(row: dict[str, Any]) -> list[Scored]:
+    """The documents of a packed row, each with its trained tokens."""
+    ids = np.asarray(row["input_ids"], dtype=np.int64)
+    trained = np.asarray(row["labels"], dtype=np.int64) != IGNORED
+    ends = np.cumsum(row["seq_lengths"])[:-1]
+    return [Scored(*parts) for parts in zip(np.split(ids, ends), np.split(trained, ends), strict=True)]
 
 
 def rows(run: StageRun, examples: Dataset, *, heldout: bool) -> Dataset:
@@ -121,7 +96,6 @@ def trainer(run: StageRun) -> Sft:
     stage = run.stage
     train = rows(run, run.examples.train, heldout=False)
     heldout = rows(run, run.examples.heldout, heldout=True) if len(run.examples.heldout) else None
-    flash = "flash" in run.model.config._attn_implementation
     return Sft(
         run,
         eval_rows=heldout,
@@ -130,10 +104,8 @@ def trainer(run: StageRun) -> Sft:
             **training_arguments(run, steps=optimiser_steps(stage.train, len(train), stage.parallel.processes)),
             **at_start(run, heldout),
             packing=False,
-            padding_free=flash,
             max_length=None,
         ),
-        data_collator=None if flash else PackedRows(run.tokenizer.pad_token_id),
         train_dataset=train,
         processing_class=run.tokenizer,
         peft_config=stage.peft.build(),

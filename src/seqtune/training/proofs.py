@@ -1,0 +1,214 @@
+"""Checks of a stage on its own model, data and backend: what `seqtune doctor` runs, and a part of it before a run.
+
+Shapes: `B` sequences, `L` tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from seqtune.errors import SeqtuneError
+from seqtune.models.forest import attention
+from seqtune.training.forest import Scored, body, lay_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from seqtune.training.common import Staged
+    from seqtune.training.forest import MicroBatch
+
+QUICK = (4, 192)
+"""Sequences, and tokens of each, that are checked before a run."""
+FULL = (16, 1024)
+"""The same for `seqtune doctor`."""
+
+MARGIN = 8
+"""How many times the reference's own rounding error a difference may be. Rounding differs from one order of summation
+to the next by a small factor; a mask, a position or a denominator that is wrong differs by orders of magnitude.
+"""
+
+WIDE_PARAMETERS = 300_000_000
+"""Models up to this size are compared with a float64 copy of themselves."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One check and what it found."""
+
+    name: str
+    passed: bool
+    found: float
+    """The largest difference, or the count of faults."""
+    limit: float
+    """What it may be."""
+    detail: str
+    hint: str = ""
+    """What to change when it failed."""
+
+
+def prove(trainer: Staged, *, quick: bool) -> list[Proof]:
+    """Check isolation, equivalence, masks and, if not `quick`, that the gradient does not depend on the micro-batches.
+
+    The model is left as it was, without gradients; no random number is drawn.
+
+    Args:
+        trainer: Of the stage, its model not yet wrapped by accelerate.
+        quick: Few and short sequences, a second or two for a small model.
+    """
+    sequences, tokens = QUICK if quick else FULL
+    sample = [_start(one, tokens) for one in trainer.sample(sequences)]
+    inner = body(trainer.trainer.model)
+    training = trainer.trainer.model.training
+    trainer.trainer.model.eval()
+    try:
+        with torch.no_grad():
+            found = [_isolation(trainer, sample), _equivalence(trainer, inner, sample)]
+        found += trainer.audit()
+        if not quick:
+            found.append(_normalisation(trainer))
+        return found
+    finally:
+        trainer.trainer.model.train(training)
+
+
+def check(trainer: Staged) -> list[dict[str, Any]]:
+    """`prove` quickly, and stop when a check fails.
+
+    Returns:
+        The proofs, for the run's records.
+
+    Raises:
+        SeqtuneError: A check failed; nothing has been trained.
+    """
+    proofs = prove(trainer, quick=True)
+    for proof in proofs:
+        if not proof.passed:
+            raise SeqtuneError(
+                f"{proof.name}: {proof.detail}", where=f"stage '{trainer.run.stage.name}'", hint=proof.hint
+            )
+    told = ", ".join(f"{proof.name} {proof.found:.1e} (at most {proof.limit:.1e})" for proof in proofs)
+    trainer.run.notice(f"checked on this model and data: {told}")
+    return [asdict(proof) for proof in proofs]
+
+
+def _start(sequence: Scored, tokens: int) -> Scored:
+    """The beginning of a sequence with every token scored: more is seen than what happens to be trained."""
+    ids = sequence.ids[:tokens]
+    return Scored(ids, np.arange(len(ids)) > 0)
+
+
+def _values(trainer: Staged, sample: list[Scored]) -> tuple[Tensor, MicroBatch]:
+    batch = lay_out(sample, trainer.trainer.accelerator.device, shared=trainer.shared)
+    return trainer.values(batch), batch
+
+
+def _isolation(trainer: Staged, sample: list[Scored]) -> Proof:
+    before, batch = _values(trainer, sample)
+    forest = batch.flat.forest
+    leaf = next(n for n in range(len(forest)) if forest.lengths[n] and n not in set(forest.parents.tolist()))
+    start, end = int(forest.cu_seqlens[leaf]), int(forest.cu_seqlens[leaf + 1])
+    changed = batch.inputs["input_ids"].clone()
+    changed[:, start:end] = (changed[:, start:end] + 1) % len(trainer.run.tokenizer)
+    after = trainer.values(replace(batch, inputs={**batch.inputs, "input_ids": changed}))
+    others = torch.tensor([not ((row >= start) & (row < end)).any() for row in batch.flat.rows], device=before.device)
+    moved = float((before - after)[others].abs().max()) if others.any() else 0.0
+    reacted = bool((before != after)[~others].any())
+    # Experts take the tokens routed to them together: one more or less changes the shape of the product.
+    limit = 1e-4 if hasattr(body(trainer.trainer.model).config.get_text_config(), "num_experts") else 0.0
+    return Proof(
+        "isolation",
+        moved <= limit and reacted,
+        moved,
+        limit,
+        f"{end - start} tokens of one sequence changed, the other {int(others.sum())} moved by {moved:.1e}"
+        + ("" if reacted else "; the changed sequence itself did not move"),
+        "use another backend, model.attention=auto, and report this model",
+    )
+
+
+def _equivalence(trainer: Staged, inner: Any, sample: list[Scored]) -> Proof:
+    values, batch = _values(trainer, sample)
+    with attention(inner, trainer.plain_attention):
+        plain = trainer.plain_values(inner, sample)
+    count = sum(p.numel() for p in inner.parameters())
+    if count <= WIDE_PARAMETERS:
+        with attention(inner, "eager"):
+            wide, against = trainer.plain_values(copy.deepcopy(inner).double(), sample), "float64"
+    else:
+        with attention(inner, "eager"):
+            wide, against = trainer.plain_values(inner, sample), "eager attention"
+    own = float((plain.double() - wide.double()).abs().max())
+    found = float((values.double() - wide.double()).abs().max())
+    limit = MARGIN * own + 1e-7
+    return Proof(
+        "equivalence",
+        found <= limit,
+        found,
+        limit,
+        f"{len(sample)} sequences, {batch.tokens.computed} of {batch.tokens.padded} tokens computed: differ from "
+        f"{against}, one sequence at a time, by {found:.1e}; the plain model itself by {own:.1e}",
+        "use another backend, model.attention=auto, and report this model",
+    )
+
+
+def _normalisation(trainer: Staged) -> Proof:
+    units = trainer.units()
+    whole = _gradients(trainer, [units])
+    turned = _gradients(trainer, [units[::-1]])
+    single = _gradients(trainer, [[unit] for unit in units])
+    size = float(torch.linalg.vector_norm(whole))
+    noise = float(torch.linalg.vector_norm(whole - turned)) / (size or 1.0)
+    found = float(torch.linalg.vector_norm(whole - single)) / (size or 1.0)
+    limit = MARGIN * noise + 1e-6
+    return Proof(
+        "normalisation",
+        size > 0 and found <= limit,
+        found,
+        limit,
+        f"gradient of {len(units)} rows together and one at a time: relative difference {found:.1e}; "
+        f"the same rows turned around: {noise:.1e}" + ("" if size else "; the gradient is zero"),
+        "the objective's denominator must be the count of the whole step",
+    )
+
+
+def _gradients(trainer: Staged, parts: list[list[Any]]) -> Tensor:
+    """All gradients of one step as one vector, cut into the given micro-batches."""
+    model = trainer.trainer.model
+    batches = [trainer.lay(part) for part in parts]
+    denominator = sum(trainer.count(batch) for batch in batches)
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        trainer.trainer.accelerator.backward(trainer.measure(model, batch, denominator).loss)
+    found = torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def mask_audit(rows: list[list[Scored]], eos_token_id: int) -> list[Proof]:
+    """Which tokens of some rows are trained.
+
+    Args:
+        rows: The sequences of each row.
+        eos_token_id: What ends a turn.
+    """
+    sequences = [sequence for row in rows for sequence in row]
+    trained = sum(int(sequence.mask[1:].sum()) for sequence in sequences)
+    total = sum(len(sequence.ids) for sequence in sequences)
+    empty = sum(not any(sequence.mask[1:].any() for sequence in row) for row in rows)
+    ended = sum(int(((sequence.ids == eos_token_id) & sequence.mask).any()) for sequence in sequences)
+    return [
+        Proof(
+            "mask audit",
+            empty == 0 and ended > 0,
+            float(empty + (ended == 0)),
+            0.0,
+            f"{trained} of {total} tokens in {len(rows)} rows are trained, {empty} rows train none; "
+            f"{ended} of {len(sequences)} sequences train the token that ends a turn",
+            "check the columns and the chat template: seqtune pack --inspect shows which tokens are trained",
+        )
+    ]
