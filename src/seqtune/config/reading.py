@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from seqtune.config.axes import DataSpec, EvalSpec, ModelSpec, RolloutSpec, TemplateMathSpec, TinyModelSpec, TrainSpec
+from seqtune.config.mixture import MixtureSpec
 from seqtune.config.plan import REGISTERED, Plan, Stage
 from seqtune.config.provenance import MISSING, Composed, ComposedStage, Origin, leaves
 from seqtune.config.rules import between_stages, evaluating, training, unread
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 AXIS_SPECS: dict[str, tuple[type[Spec], ...]] = {
     "model": (ModelSpec, TinyModelSpec),
-    "data": (DataSpec, TemplateMathSpec),
+    "data": (DataSpec, TemplateMathSpec, MixtureSpec),
     "rollout": (RolloutSpec,),
     "train": (TrainSpec,),
     "eval": (EvalSpec,),
@@ -196,7 +198,7 @@ def spec_of(axis: str, value: Mapping[str, Any], given: ComposedStage) -> type[S
     if axis == "model":
         return TinyModelSpec if name == "tiny" else ModelSpec
     if axis == "data":
-        return TemplateMathSpec if name == "template_math" else DataSpec
+        return {"template_math": TemplateMathSpec, "mixture": MixtureSpec}.get(str(name), DataSpec)
     return AXIS_SPECS[axis][0]
 
 
@@ -204,21 +206,16 @@ def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mappi
     """Pydantic's errors in plain words, one for each field."""
     said: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for detail in error.errors(include_url=False):
-        first, *rest = [str(part) for part in detail["loc"]] or [""]
-        # Inside a mapping the next part is its key; elsewhere it is a list's index or a union's branch. The branch of
-        # a section that a `name` chooses stands before the key.
-        inside = value.get(first)
-        if isinstance(inside, Mapping):
-            rest = rest[1:] if rest and rest[0] not in inside and rest[0] == inside.get("name") else rest
-        said[f"{first}.{rest[0]}" if rest and isinstance(inside, Mapping) else first].append(detail)
+        path = _path([str(part) for part in detail["loc"]], value)
+        if not (detail["type"] == "too_short" and detail["input"]):  # bad items are told each, and do not count
+            said[path].append(detail)
     named = isinstance(value.get("name"), str) and (axis in REGISTERED or len(AXIS_SPECS[axis]) > 1)
     who = f"{axis} '{value['name']}'" if named else axis
     for field, details in said.items():
         path = f"{axis}.{field}" if field else axis
-        section, _, inner = field.partition(".")
-        if details[0]["type"] == "extra_forbidden" and inner:
-            who = f"{axis}.{section} '{value[section]['name']}'" if "name" in value[section] else f"{axis}.{section}"
-            yield _Found(path, f"{path}: not a field of {who} ({_shown(value[section][inner])})")
+        section = field.rpartition(".")[0]
+        if details[0]["type"] == "extra_forbidden" and section:
+            yield _Found(path, f"{path}: not a field of {axis}.{section} ({_shown(details[0]['input'])})")
         elif details[0]["type"] == "extra_forbidden":
             for leaf, given in leaves({field: value[field]}, f"{axis}.").items():
                 if kind is TemplateMathSpec and field in DataSpec.model_fields:
@@ -234,6 +231,26 @@ def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mappi
             told = " or ".join(sorted({_sentence(detail) for detail in details}))
             said_of = told if given == MISSING else f"{_shown(given)} {told}"
             yield _Found(path, f"{path}: {said_of}", _way_out(path, given, details))
+
+
+def _path(loc: Sequence[str], value: Any) -> str:
+    """Where an error is, dotted: down to a key of a section, or of a section in a list.
+
+    Pydantic also names the branches of unions, which a recipe does not have.
+    """
+    found: list[str] = []
+    for part in loc:
+        if isinstance(value, Mapping):
+            if found and part not in value and part == value.get("name"):
+                continue
+            found.append(part)
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdigit() and isinstance(value[int(part)], Mapping):
+            found.append(part)
+            value = value[int(part)]
+        else:
+            break
+    return ".".join(found)
 
 
 _SENTENCES = {
@@ -328,6 +345,8 @@ def _where(problem: _Found, stage: ComposedStage) -> str:
 
 def _origin(stage: ComposedStage, path: str) -> Origin | None:
     """Who set `path`; for a section, who said anything in it. None when nobody did."""
+    if path not in stage.origins:
+        path = re.split(r"\.\d+\b", path)[0]  # a list on the command line is said as a whole
     if "." not in path and path not in stage.origins:
         return None
     return stage.origin(path)

@@ -1,0 +1,101 @@
+"""What hands a trainer the rows of each optimiser step when they are not simply shuffled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from seqtune.errors import SeqtuneError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from seqtune.packing.best_fit import Bins
+    from seqtune.training.stream import PackedStream
+
+
+class Ordered(Sampler[list[int]]):
+    """The rows that one process takes of each step.
+
+    A step with fewer rows than there are processes leaves some of them none.
+
+    Args:
+        steps: Rows of each step of all processes together.
+        rank: Of this process.
+        processes: How many there are.
+    """
+
+    def __init__(self, steps: Bins, rank: int, processes: int) -> None:
+        self.steps, self.rank, self.processes = steps, rank, processes
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield deal(step, self.rank, self.processes).tolist()
+
+
+def deal(rows: NDArray[np.int64], rank: int, processes: int) -> NDArray[np.int64]:
+    """The part of a step's rows that one process takes: neighbours, as many as the others take, or one less."""
+    return np.array_split(rows, processes)[rank]
+
+
+class StreamSteps(Dataset[list[dict[str, Any]]]):
+    """The steps of a packed stream, to be asked for in order; every process reads the same stream and keeps its part.
+
+    Args:
+        make: Opens the stream at its beginning.
+        rows: Rows a step takes of each process.
+        count: Steps.
+        rank: Of this process.
+        processes: How many there are.
+        state: What `state` gave after an earlier step; None begins at the first.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], PackedStream],
+        *,
+        rows: int,
+        count: int,
+        rank: int,
+        processes: int,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.rows, self.count, self.rank, self.processes = rows, count, rank, processes
+        self.stream = make()
+        self.at = 0
+        """Steps that were given."""
+        if state is not None:
+            self.stream.restore(state["stream"])
+            self.at = state["step"]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, step: int) -> list[dict[str, Any]]:
+        if step != self.at:
+            raise ValueError(f"step {step} of a stream is asked for, which stands at step {self.at}")
+        whole = take(self.stream, self.rows * self.processes)
+        if len(whole) < self.rows * self.processes:
+            raise SeqtuneError(
+                f"the data ends after {step} steps; {self.count} were asked for",
+                "train.max_steps and data.stop",
+                f"train.max_steps={step}, or data.stop=cycle",
+            )
+        self.at += 1
+        return whole[self.rank * self.rows : (self.rank + 1) * self.rows]
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands after the steps given so far, as plain JSON; the same in every process."""
+        return {"step": self.at, "stream": self.stream.state()}
+
+
+def take(stream: PackedStream, count: int) -> list[dict[str, Any]]:
+    """The next rows, fewer at the end."""
+    return [row for _, row in zip(range(count), stream, strict=False)]
