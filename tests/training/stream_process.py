@@ -15,45 +15,11 @@ import numpy as np
 from seqtune.config.mixture import MixtureSpec
 from seqtune.data.rows import WHERE
 from seqtune.data.stream import Mixture
-from seqtune.packing.specs import BestFit
+from seqtune.packing.specs import OnlineBestFit
 from seqtune.training.stream import PackedStream
 
 if TYPE_CHECKING:
     from seqtune.data.rows import BadRows
-
-
-class OpenRows:
-    """Best fit into at most `count` open rows; the fullest is closed when none fits."""
-
-    def __init__(self, capacity: int, count: int = 8) -> None:
-        self.capacity, self.count = capacity, count
-        self.rows: list[tuple[int, list[int]]] = []
-
-    def push(self, item: int, length: int) -> list[list[int]]:
-        closed = []
-        fitting = [row for row in self.rows if row[0] >= length]
-        if fitting:
-            space, items = min(fitting, key=lambda row: row[0])
-            self.rows.remove((space, items))
-        else:
-            space, items = self.capacity, []
-            if len(self.rows) == self.count:
-                fullest = min(self.rows, key=lambda row: row[0])
-                self.rows.remove(fullest)
-                closed.append(fullest[1])
-        self.rows.append((space - length, [*items, item]))
-        return closed
-
-    def flush(self) -> list[list[int]]:
-        closed, self.rows = [items for _, items in self.rows], []
-        return closed
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows = [(space, list(items)) for space, items in state["rows"]]
-
 
 FEATURES = datasets.Features(
     input_ids=datasets.List(datasets.Value("int32")),
@@ -77,8 +43,8 @@ def mixture(sources: list[dict[str, Any]], **said: Any) -> Mixture:
 def open_stream(sources: list[dict[str, Any]], **said: Any) -> PackedStream:
     """A stream of packed rows; what is not said of the mixture is said of the packing."""
     of_data = {key: said.pop(key) for key in ("shuffle", "stop", "unit") if key in said}
-    spec = BestFit(**{"capacity": 128, **said})
-    return PackedStream(mixture(sources, **of_data), OpenRows(spec.capacity), spec)
+    spec = OnlineBestFit(**{"capacity": 128, "open_rows": 8, **said})
+    return PackedStream(mixture(sources, **of_data), spec.online(), spec)
 
 
 def tokens(row: dict[str, Any]) -> bytes:

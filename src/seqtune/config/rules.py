@@ -8,6 +8,8 @@ from math import gcd
 from typing import TYPE_CHECKING, Any
 
 from seqtune.config.axes import DataSpec, TemplateMathSpec, TinyModelSpec
+from seqtune.config.mixture import MixtureSpec
+from seqtune.config.order import GrowLength
 from seqtune.config.provenance import RANK
 from seqtune.errors import did_you_mean
 from seqtune.registry import load
@@ -103,7 +105,7 @@ def _idle(path: str, stage: Stage) -> str | None:
         if field.startswith("vllm_") and stage.rollout is not None and stage.rollout.name != "vllm":
             return f"rollout '{stage.rollout.name}' is not vllm"
     if axis == "packing" and family != "sft":
-        if field in ("attention", "seed"):
+        if field in ("attention", "seed") or field.startswith("order"):
             return f"objective '{objective.name}' packs no rows"
         if family == "policy" and field in ("capacity", "on_overflow"):
             return f"rollout.max_new_tokens bounds the completions of objective '{objective.name}'"
@@ -177,6 +179,71 @@ def _one_source(stage: Stage) -> Iterator[Violation]:
             ("data.eval_size", "data.eval_path"),
             "data.eval_size=0",
         )
+
+
+def _mixture_is_streamed(stage: Stage) -> Iterator[Violation]:
+    data, packing, train = stage.data, stage.packing, stage.train
+    if not isinstance(data, MixtureSpec):
+        return
+    if stage.objective.family != "sft":
+        yield Violation(
+            f"a mixture is trained on as it is read, which objective '{stage.objective.name}' cannot",
+            ("data.name", "objective.name"),
+            "objective=sft, or data of one source",
+        )
+        return
+    if not packing.is_online:
+        yield Violation(
+            f"packing '{packing.name}' sees all documents before it makes a row, and a mixture is a stream",
+            ("packing.name", "data.name"),
+            "packing=online_best_fit",
+        )
+    if packing.order.name != "shuffle":
+        yield Violation(
+            f"packing.order '{packing.order.name}' chooses among all rows, and a mixture is a stream",
+            ("packing.order.name", "data.name"),
+            "leave packing.order out; data.shuffle and the weights of data.sources decide what comes when",
+        )
+    endless = data.stop == "cycle" and any(source.epochs is None for source in data.sources)
+    if train.max_steps is None and endless:
+        yield Violation(
+            "a mixture that begins again when it ends has no epochs to train",
+            ("train.max_steps", "data.stop"),
+            "train.max_steps=1000, or data.stop=all_exhausted",
+        )
+    if train.max_steps is None and train.epochs != 1:
+        yield Violation(
+            f"train.epochs={train.epochs:g} passes of a mixture, which is read once",
+            ("train.epochs", "data.name"),
+            "data.sources[*].epochs says how often each source is read; train.epochs=1",
+        )
+    for source in data.sources:
+        if source.chat and source.format != "prompt_completion":
+            yield Violation(
+                f"chat renders prompts as chat turns, but the source '{source.path}' of the format '{source.format}' "
+                "has none",
+                ("data.sources",),
+                "chat: false",
+            )
+
+
+def _orders_fit(stage: Stage) -> Iterator[Violation]:
+    packing, order = stage.packing, stage.packing.order
+    if isinstance(order, GrowLength):
+        if order.lengths and order.lengths[-1] != packing.capacity:
+            yield Violation(
+                f"the rows of the last stage, packing.order.lengths={list(order.lengths)}, are not those of "
+                f"packing.capacity={packing.capacity}",
+                ("packing.order.lengths", "packing.capacity"),
+                f"packing.capacity={order.lengths[-1]}",
+            )
+        if packing.on_overflow == "error" and packing.name != "wrapped":
+            yield Violation(
+                "rows of the first stages are shorter than packing.capacity, and documents longer than they are an "
+                "error",
+                ("packing.on_overflow", "packing.order.name"),
+                "packing.on_overflow=split, or packing=wrapped",
+            )
 
 
 def _answer_column(stage: Stage) -> Iterator[Violation]:
@@ -363,6 +430,8 @@ TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _lm_head_adapter,
     _sharded_float16,
     _packing_applies,
+    _mixture_is_streamed,
+    _orders_fit,
     _eval_between_stages,
     _evaluates_during_training,
 )

@@ -42,6 +42,9 @@ class ObjectiveSpec(Spec):
 class PackingSpec(Spec):
     """How token sequences share rows. `build()` returns a function of integers, lengths to bins."""
 
+    is_online: ClassVar[bool] = False
+    """Whether `online()` packs documents as they arrive, as a mixture needs."""
+
     name: str
     """Name in the registry `packings`."""
     capacity: int = Field(1024, ge=2)
@@ -59,6 +62,10 @@ class PackingSpec(Spec):
 
     def build(self) -> Any:
         """The packer: `(lengths, capacity, seed) -> seqtune.packing.best_fit.Bins`."""
+        raise NotImplementedError
+
+    def online(self) -> Any:
+        """A new `seqtune.training.stream.OnlinePacker`, where `is_online`."""
         raise NotImplementedError
 
 

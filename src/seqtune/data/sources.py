@@ -11,15 +11,14 @@ import datasets
 import pyarrow as pa
 
 from seqtune import hub
-from seqtune.config.axes import TemplateMathSpec
+from seqtune.config.axes import DataSpec, TemplateMathSpec
+from seqtune.config.mixture import MixtureSpec
 from seqtune.data import files, rows
 from seqtune.errors import SeqtuneError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
-
-    from seqtune.config.axes import DataSpec
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Examples:
     skipped: dict[str, int]
 
 
-def load(spec: DataSpec | TemplateMathSpec) -> Examples:
-    """Read, check and split the examples of a data spec.
+def load(spec: DataSpec | TemplateMathSpec | MixtureSpec) -> Examples:
+    """Read, check and split the examples of a data spec. Of a mixture only the held-out ones: the rest is a stream.
 
     Columns are those of `seqtune.data.formats`, then those the data has beyond them, then `rows.WHERE`.
 
@@ -48,6 +47,8 @@ def load(spec: DataSpec | TemplateMathSpec) -> Examples:
     """
     if isinstance(spec, TemplateMathSpec):
         return _template_math(spec)
+    if isinstance(spec, MixtureSpec):
+        return _mixture(spec)
     if spec.name is None and spec.path is None:
         raise SeqtuneError(
             "data has neither a path nor a hub name",
@@ -75,8 +76,10 @@ def load(spec: DataSpec | TemplateMathSpec) -> Examples:
     return _examples(train, heldout, skipped)
 
 
-def fingerprints(spec: DataSpec | TemplateMathSpec) -> list[dict[str, str]]:
+def fingerprints(spec: DataSpec | TemplateMathSpec | MixtureSpec) -> list[dict[str, str]]:
     """What the examples came from: path and sha256 of each local file, or the name of another source."""
+    if isinstance(spec, MixtureSpec):
+        return [found for source in spec.sources for found in fingerprints(DataSpec(path=source.path))]
     if isinstance(spec, TemplateMathSpec) or spec.path is None:
         return [{"name": str(spec.name)}]
     found = []
@@ -96,6 +99,16 @@ def _template_math(spec: TemplateMathSpec) -> Examples:
     ]
     train, heldout = (rows.to_turns(part) if spec.chat else part for part in parts)
     return _examples(train, heldout, {})
+
+
+def _mixture(spec: MixtureSpec) -> Examples:
+    nothing = _examples([], [], {})
+    if spec.eval_path is None:
+        return nothing
+    first = spec.sources[0]
+    said = first.model_dump(include={"format", "columns", "chat", "text_by"})
+    apart = load(DataSpec(path=spec.eval_path, on_error=spec.on_error, **said))
+    return Examples(nothing.train, apart.train, apart.skipped)
 
 
 def _good(

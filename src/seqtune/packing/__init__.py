@@ -6,6 +6,7 @@ PACKINGS = Registry(
     "packings",
     {
         "best_fit": "seqtune.packing.specs:BestFit",
+        "online_best_fit": "seqtune.packing.specs:OnlineBestFit",
         "none": "seqtune.packing.specs:Unpacked",
     },
 )

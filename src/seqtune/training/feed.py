@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from seqtune.config.order import Shuffle
+from seqtune.data.stream import Mixture
+from seqtune.data.tokenize import tokenize
 from seqtune.errors import SeqtuneError
+from seqtune.packing import order
+from seqtune.training.stream import PackedStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import datasets
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
+    from seqtune.data.rows import BadRows
     from seqtune.packing.best_fit import Bins
-    from seqtune.training.stream import PackedStream
+    from seqtune.training.common import StageRun
 
 
 class Ordered(Sampler[list[int]]):
@@ -94,6 +105,58 @@ class StreamSteps(Dataset[list[dict[str, Any]]]):
     def state(self) -> dict[str, Any]:
         """Where the stream stands after the steps given so far, as plain JSON; the same in every process."""
         return {"step": self.at, "stream": self.stream.state()}
+
+
+def ordered(run: StageRun, rows: datasets.Dataset) -> Ordered:
+    """The steps of a stage whose rows are all there, in the order its packing names."""
+    stage = run.stage
+    train, spec, processes = stage.train, stage.packing, stage.parallel.processes
+    each = train.batch_size * train.accumulate * processes
+    lengths = np.fromiter(map(sum, rows["seq_lengths"]), np.int64, len(rows))
+    sizes = {"rows": each, "tokens": each * spec.capacity, "seed": train.seed}
+    count = train.max_steps
+    if count is None:
+        if isinstance(spec.order, Shuffle):  # whose passes need not end with a step
+            count = max(1, math.ceil(train.epochs * len(rows) / each))
+        else:
+            count = max(1, math.ceil(train.epochs * order.steps_of_a_pass(spec.order, lengths, **sizes)))
+    return Ordered(order.steps(spec.order, lengths, count=count, **sizes), _rank(), processes)
+
+
+def open_stream(run: StageRun) -> PackedStream:
+    """The packed stream of a stage, at its beginning."""
+    spec = run.stage.packing
+    encode = partial(_encode, run.tokenizer)
+    return PackedStream(Mixture(run.stage.data, encode), spec.online(), spec)  # type: ignore[arg-type]  # a rule
+
+
+def stream_steps(run: StageRun, state: dict[str, Any] | None) -> StreamSteps:
+    """The steps of a stage whose rows come out of a stream.
+
+    Without `train.max_steps` the stream is read once to its end to count them: the learning rate needs to know.
+    """
+    train, processes = run.stage.train, run.stage.parallel.processes
+    each = train.batch_size * train.accumulate
+    count = train.max_steps
+    if count is None:
+        count = sum(1 for _ in open_stream(run)) // (each * processes)
+        if not count:
+            raise SeqtuneError(
+                "the data ends before the first step is full",
+                "train.batch_size and data.stop",
+                "a smaller train.batch_size, or data.stop=cycle with train.max_steps",
+            )
+    return StreamSteps(
+        partial(open_stream, run), rows=each, count=count, rank=_rank(), processes=processes, state=state
+    )
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, examples: datasets.Dataset, bad: BadRows) -> datasets.Dataset:
+    return tokenize(examples, tokenizer, bad)
 
 
 def take(stream: PackedStream, count: int) -> list[dict[str, Any]]:

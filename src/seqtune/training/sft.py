@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
+from seqtune.config.mixture import MixtureSpec
 from seqtune.packing.pack import IGNORED
 from seqtune.training.common import (
     Measured,
     StageRun,
+    StepRows,
     Supervised,
     at_start,
     check_length,
-    optimiser_steps,
+    is_main,
     training_arguments,
 )
+from seqtune.training.feed import Ordered, StreamSteps, open_stream, ordered, stream_steps, take
 from seqtune.training.forest import MicroBatch, Scored, token_scores
 from seqtune.training.pack import packed_for
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import Tensor
+
+STREAM = "stream.json"
+"""In a checkpoint: where the stream of documents stood."""
 
 
 class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
-    """`SFTTrainer` whose rows are forests of documents and whose loss is the plan's objective."""
+    """`SFTTrainer` whose rows are forests of documents and whose loss is the plan's objective.
+
+    Args:
+        feed: Which rows of the data set each step takes, or a stream that takes the place of the data set.
+    """
 
     shared = False
+
+    def __init__(self, run: StageRun, *, feed: Ordered | StreamSteps, **kwargs: Any) -> None:
+        self.feed = feed
+        super().__init__(run, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """One batch is this process's part of an optimiser step; accelerate would cut it up once more."""
+        if isinstance(self.feed, StreamSteps):
+            return DataLoader(self.feed, batch_size=1, collate_fn=lambda batches: StepRows(batches[0]))
+        return DataLoader(self.train_dataset, batch_sampler=self.feed, collate_fn=StepRows)
+
+    def micro_batches(self, inputs: StepRows) -> list[Any]:
+        if inputs.rows:
+            if isinstance(self.feed, StreamSteps):  # the others were checked when all of them were there
+                check_length(self.run, max(max(row["seq_lengths"]) for row in inputs.rows))
+            return super().micro_batches(inputs)
+        row = self.train_dataset[0]  # a short step has no row for this process, which still takes part in the sums
+        return super().micro_batches(StepRows([{**row, "labels": [IGNORED] * len(row["labels"])}]))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if isinstance(self.feed, StreamSteps) and is_main():
+            place = self.run.output / f"checkpoint-{self.state.global_step}" / STREAM
+            self.run.folder.write_json(str(place.relative_to(self.run.folder.path)), self.feed.state())
 
     def size(self, row: dict[str, Any]) -> int:
         return len(row["input_ids"])
@@ -41,9 +77,8 @@ class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
         return float(len(batch.targets))
 
     def measure(self, model: Any, batch: MicroBatch, denominator: Tensor | float) -> Measured:
-        scores = token_scores(
-            model, self.accelerator.unwrap_model(model), batch, entropy=True, aux=self.aux_loss_enabled
-        )
+        inner = self.accelerator.unwrap_model(model)
+        scores = token_scores(model, inner, batch, entropy=True, aux=self.aux_loss_enabled, uniform=True)
         loss, metrics = self.objective(scores.logps, torch.ones_like(scores.logps), denominator=denominator)
         trained = len(batch.targets)
         with torch.no_grad():
@@ -94,14 +129,22 @@ def trainer(run: StageRun) -> Sft:
         SeqtuneError: There is nothing to train on, or rows are longer than the model can read.
     """
     stage = run.stage
-    train = rows(run, run.examples.train, heldout=False)
     heldout = rows(run, run.examples.heldout, heldout=True) if len(run.examples.heldout) else None
+    if isinstance(stage.data, MixtureSpec):
+        state = json.loads((run.checkpoint / STREAM).read_text()) if run.checkpoint else None
+        feed: Ordered | StreamSteps = stream_steps(run, state)
+        # What the checks before a run look at; training itself reads the stream.
+        train = Dataset.from_list(take(open_stream(run), stage.train.batch_size * stage.train.accumulate))
+    else:
+        train = rows(run, run.examples.train, heldout=False)
+        feed = ordered(run, train)
     return Sft(
         run,
+        feed=feed,
         eval_rows=heldout,
         model=run.model,
         args=SFTConfig(
-            **training_arguments(run, steps=optimiser_steps(stage.train, len(train), stage.parallel.processes)),
+            **training_arguments(run, steps=len(feed)),
             **at_start(run, heldout),
             packing=False,
             max_length=None,
