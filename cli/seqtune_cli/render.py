@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from seqtune.config.plan import Plan
     from seqtune.report.events import Event, Watch
+    from seqtune.training.proofs import Proof
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH_OF_A_FILE = 160
@@ -134,6 +135,29 @@ def doctor(found: Mapping[str, Any]) -> None:
     out.print(table(backends))
 
 
+def proofs(found: Mapping[str, Sequence[Proof]]) -> None:
+    """What was checked of each stage, with what was found."""
+    out = console()
+    for stage, checks in found.items():
+        out.print(Text(stage, style="bold"))
+        rows = [
+            [
+                "  " + ("passed" if one.passed else "FAILED"),
+                one.name,
+                f"{one.found:.2g}",
+                f"{one.limit:.2g}",
+                one.detail,
+            ]
+            for one in checks
+        ]
+        out.print(table(rows, ("", "check", "found", "at most", "on what"), numbers=(2, 3)))
+
+
+def note(event: Event) -> None:
+    """Print what an event says to the user, if it says something."""
+    _told(console(), event, quiet=False)
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict) and value:
@@ -204,6 +228,8 @@ class Progress:
     """Tokens a second."""
     left: float | None = None
     """Seconds to the end of the stage."""
+    saving: float | None = None
+    """Share of the tokens of a padded and repeated batch that the last logged steps did not compute."""
     curves: dict[str, list[float]] = field(default_factory=dict)
     """Loss and reward of the stage."""
 
@@ -227,6 +253,8 @@ class Progress:
             elapsed = self.seconds - self.first[2]
             self.rate = (tokens - self.first[1]) / elapsed
             self.left = (self.steps - self.step) * elapsed / (self.step - self.first[0])
+        if isinstance(row.get("tokens/saving"), int | float):
+            self.saving = float(row["tokens/saving"])
         for key in ("loss", "reward/mean"):
             if isinstance(row.get(key), int | float):
                 self.curves.setdefault(key, []).append(float(row[key]))
@@ -238,6 +266,8 @@ class Progress:
         parts += [f"{key} {row[key]:.4g}" for key in shown if isinstance(row.get(key), int | float)]
         if self.rate is not None:
             parts.append(f"{self.rate:,.0f} tokens/s")
+        if "tokens/saving" in row:
+            parts.append(f"{row['tokens/saving']:.0%} saved")
         if self.left:
             parts.append(f"{clock(self.left)} left")
         return "  ".join(parts)
@@ -248,6 +278,7 @@ class Progress:
         facts = [f"{self.step:,} of {self.steps:,} steps"]
         facts += [f"{clock(self.left)} left"] if self.left else []
         facts += [f"{self.rate:,.0f} tokens/s"] if self.rate is not None else []
+        facts += [f"{self.saving:.0%} of the tokens saved"] if self.saving is not None else []
         lines: list[RenderableType] = [
             bar(self.step, self.steps, inner),
             Text("   ".join(facts), no_wrap=True, overflow="ellipsis"),

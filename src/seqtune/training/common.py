@@ -320,7 +320,10 @@ class Staged:
         self.trainer.remove_callback(PrinterCallback)
         self.recorder = Recorder(run, heldout)
         self.trainer.add_callback(self.recorder)
-        passed_over = "".join(f"; not {name}: {reason}" for name, reason in self.attention.reasons.items())
+        because: dict[str, list[str]] = {}
+        for name, reason in self.attention.reasons.items():
+            because.setdefault(reason, []).append(name)
+        passed_over = "".join(f"; not {', '.join(names)}: {reason}" for reason, names in because.items())
         run.notice(f"attention over segment forests: {self.attention.name}{passed_over}")
         self._tokens = self.recorder.tokens
         """Tokens of the sequences trained on since the stage began, by all processes."""

@@ -134,6 +134,7 @@ def token_scores(
     temperature: float = 1.0,
     entropy: bool = False,
     aux: bool = False,
+    uniform: bool = False,
 ) -> Scores:
     """Log-probs of the scored tokens; logits are never built.
 
@@ -144,11 +145,12 @@ def token_scores(
         temperature: The logits are divided by it.
         entropy: Whether to compute entropies as well.
         aux: Whether to compute the load-balancing loss.
+        uniform: A promise that the gradients of all log-probs will be equal, which saves work.
 
     Raises:
         SeqtuneError: An adapter sits on the LM head.
     """
-    work = partial(_score, inner, batch, temperature=temperature, entropy=entropy, aux=aux)
+    work = partial(_score, inner, batch, temperature=temperature, entropy=entropy, aux=aux, uniform=uniform)
     scores: Scores = through(model, inner, work)
     return scores
 
@@ -164,7 +166,13 @@ def body(inner: PreTrainedModel | PeftModel) -> PreTrainedModel:
 
 
 def _score(
-    inner: PreTrainedModel | PeftModel, batch: MicroBatch, *, temperature: float, entropy: bool, aux: bool
+    inner: PreTrainedModel | PeftModel,
+    batch: MicroBatch,
+    *,
+    temperature: float,
+    entropy: bool,
+    aux: bool,
+    uniform: bool,
 ) -> Scores:
     causal = body(inner)
     config = causal.config.get_text_config()
@@ -180,6 +188,7 @@ def _score(
         temperature=temperature,
         softcap=getattr(config, "final_logit_softcapping", None),
         entropy=entropy,
+        uniform=uniform,
     )
     balance = None
     if aux:

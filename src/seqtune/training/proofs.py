@@ -91,7 +91,7 @@ def check(trainer: Staged) -> list[dict[str, Any]]:
             raise SeqtuneError(
                 f"{proof.name}: {proof.detail}", where=f"stage '{trainer.run.stage.name}'", hint=proof.hint
             )
-    told = ", ".join(f"{proof.name} {proof.found:.1e} (at most {proof.limit:.1e})" for proof in proofs)
+    told = ", ".join(f"{one.name} ({one.found:.1e} of {one.limit:.1e})" if one.limit else one.name for one in proofs)
     trainer.run.notice(f"checked on this model and data: {told}")
     return [asdict(proof) for proof in proofs]
 
@@ -137,8 +137,10 @@ def _equivalence(trainer: Staged, inner: Any, sample: list[Scored]) -> Proof:
         plain = trainer.plain_values(inner, sample)
     count = sum(p.numel() for p in inner.parameters())
     if count <= WIDE_PARAMETERS:
-        with attention(inner, "eager"):
-            wide, against = trainer.plain_values(copy.deepcopy(inner).double(), sample), "float64"
+        exact = copy.deepcopy(inner).double()
+        vars(exact).pop("forward", None)  # the one TRL hung into `inner` would go on calling `inner`
+        with attention(exact, "eager"):
+            wide, against = trainer.plain_values(exact, sample), "float64"
     else:
         with attention(inner, "eager"):
             wide, against = trainer.plain_values(inner, sample), "eager attention"

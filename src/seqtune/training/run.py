@@ -8,10 +8,14 @@ import shutil
 import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
+from seqtune.config.mixture import MixtureSpec
 from seqtune.errors import SeqtuneError
 from seqtune.report.events import Evaluated, Notice, RunFinished, RunStarted, from_json
+from seqtune.report.run_folder import RunFolder
 from seqtune.training import ends
 from seqtune.training.common import (
     COMPLETE,
@@ -25,11 +29,10 @@ from seqtune.training.common import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from seqtune.config.plan import Plan, Stage
     from seqtune.report.events import Watch
-    from seqtune.report.run_folder import RunFolder
+    from seqtune.training.proofs import Proof
 
 TRAINERS = {
     "sft": "seqtune.training.sft:trainer",
@@ -87,7 +90,6 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
     """
     from transformers import set_seed
 
-    from seqtune.data.sources import load as load_data
     from seqtune.registry import load
     from seqtune.training import proofs
 
@@ -97,11 +99,33 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
     output.mkdir(parents=True, exist_ok=True)
     model, tokenizer = ends.load_start(plan, folder, index)
     ends.keep_base(plan, folder, index, model)
-    examples = load_data(stage.data)
-    if not len(examples.train):
-        raise SeqtuneError("there are no training examples", where="data", hint="check data.path and data.limit")
-    set_seed(stage.train.seed)
     saved = complete_checkpoints(output)
+    run = _stage_run(plan, folder, index, watch, model, tokenizer, saved[-1] if saved else None)
+    set_seed(stage.train.seed)
+    with _disk_full(folder, stage):
+        trainer = load(TRAINERS[stage.objective.family])(run)
+        if run.checkpoint is None and is_main():
+            folder.write_json(f"proofs/{stage.name}.json", proofs.check(trainer))
+        barrier()
+        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        ends.save_end(trainer, folder, stage.name)
+    barrier()
+
+
+def _stage_run(
+    plan: Plan, folder: RunFolder, index: int, watch: Watch, model: Any, tokenizer: Any, checkpoint: Path | None
+) -> StageRun:
+    """A stage with its examples, ready for its trainer.
+
+    Raises:
+        SeqtuneError: The data cannot be read, or there is none.
+    """
+    from seqtune.data.sources import load as load_data
+
+    stage = plan.stages[index]
+    examples = load_data(stage.data)
+    if not len(examples.train) and not isinstance(stage.data, MixtureSpec):  # a mixture is read while it is trained on
+        raise SeqtuneError("there are no training examples", where="data", hint="check data.path and data.limit")
     run = StageRun(
         stage=stage,
         index=index,
@@ -111,19 +135,41 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
         model=model,
         tokenizer=tokenizer,
         examples=examples,
-        checkpoint=saved[-1] if saved else None,
+        checkpoint=checkpoint,
     )
     if examples.skipped:
         reasons = ", ".join(f"{reason} {count}" for reason, count in examples.skipped.items())
         run.notice(f"bad rows left out (data.on_error=skip): {reasons}")
-    with _disk_full(folder, stage):
-        trainer = load(TRAINERS[stage.objective.family])(run)
-        if run.checkpoint is None and is_main():
-            folder.write_json(f"proofs/{stage.name}.json", proofs.check(trainer))
-        barrier()
-        trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
-        ends.save_end(trainer, folder, stage.name)
-    barrier()
+    return run
+
+
+def diagnose(plan: Plan, *, watch: Watch) -> dict[str, list[Proof]]:
+    """Prove every stage of a plan on its own model and data, in this process, and train nothing.
+
+    Each stage is proven on the weights the plan starts from.
+
+    Returns:
+        For each stage, what was checked and found.
+
+    Raises:
+        SeqtuneError: The model or the data cannot be had, or a trainer refuses the stage.
+    """
+    from seqtune.parallel.specs import Single
+    from seqtune.registry import load
+    from seqtune.training.proofs import prove
+
+    quiet()
+    stages = tuple(stage.model_copy(update={"parallel": Single()}) for stage in plan.stages)
+    alone = plan.model_copy(update={"stages": stages})
+    found = {}
+    with TemporaryDirectory() as place:
+        folder = RunFolder(Path(place))
+        for index, stage in enumerate(stages):
+            stage_folder(folder, stage.name).mkdir(parents=True)
+            model, tokenizer = ends.load_start(alone, folder, 0)
+            run = _stage_run(alone, folder, index, watch, model, tokenizer, None)
+            found[stage.name] = prove(load(TRAINERS[stage.objective.family])(run), quick=False)
+    return found
 
 
 def _go(plan: Plan, folder: RunFolder, watch: Watch) -> None:
