@@ -64,6 +64,10 @@ class PackingSpec(Spec):
         """The packer: `(lengths, capacity, seed) -> seqtune.packing.best_fit.Bins`."""
         raise NotImplementedError
 
+    def cut(self, lengths: Any) -> Any:
+        """Document, start and length of each piece this packing makes of documents; None leaves them whole."""
+        return None
+
     def online(self) -> Any:
         """A new `seqtune.training.stream.OnlinePacker`, where `is_online`."""
         raise NotImplementedError

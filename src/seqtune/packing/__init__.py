@@ -7,6 +7,7 @@ PACKINGS = Registry(
     {
         "best_fit": "seqtune.packing.specs:BestFit",
         "online_best_fit": "seqtune.packing.specs:OnlineBestFit",
+        "dataset_decomposition": "seqtune.packing.specs:DatasetDecomposition",
         "none": "seqtune.packing.specs:Unpacked",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from seqtune.config.order import GrowLength, Shuffle
 from seqtune.errors import SeqtuneError
+from seqtune.packing import order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,6 +65,8 @@ def pack(sequences: datasets.Dataset, spec: PackingSpec) -> Packed:
     Raises:
         SeqtuneError: A document is longer than a row and `on_overflow` is `error`, or no document is left.
     """
+    if isinstance(spec.order, GrowLength):
+        return _in_stages(sequences, spec, spec.order)
     table = sequences.with_format("arrow")[:]
     ids, sizes = _flat(table.column("input_ids"), np.int32)
     mask, _ = _flat(table.column("loss_mask"), np.bool_)
@@ -102,6 +108,9 @@ def _fit(
     pieces: _Pieces, spec: PackingSpec, counts: dict[str, Any], dropped: dict[str, int], sequences: datasets.Dataset
 ) -> _Pieces:
     """Deal with documents longer than a row."""
+    cut = spec.cut(pieces.lengths)
+    if cut is not None:
+        return _cut(pieces, *cut, counts, dropped)
     capacity = spec.capacity
     long = pieces.lengths > capacity
     number = int(long.sum())
@@ -130,6 +139,44 @@ def _fit(
     nth = np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
     lengths = np.minimum(pieces.lengths[owner] - nth * capacity, capacity)
     return _Pieces(pieces.starts[owner] + nth * capacity, lengths, pieces.documents[owner])
+
+
+def _cut(
+    whole: _Pieces,
+    owner: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    counts: dict[str, Any],
+    dropped: dict[str, int],
+) -> _Pieces:
+    """The pieces a packing makes of documents by itself."""
+    if (short := len(whole.starts) - len(np.unique(owner))) > 0:
+        dropped["too short for a piece"] = short
+    counts["cut"] = {"pieces": len(owner), "tokens lost": int(whole.lengths.sum() - lengths.sum())}
+    return _Pieces(whole.starts[owner] + starts, lengths, whole.documents[owner])
+
+
+def _in_stages(sequences: datasets.Dataset, spec: PackingSpec, grow: GrowLength) -> Packed:
+    """Every stage packs documents of its own at its own length; the rows of the first come first."""
+    sizes = pc.list_value_length(sequences.with_format("arrow")[:].column("input_ids")).to_numpy()
+    capacities = order.stage_lengths(grow, spec.capacity)
+    dealt = order.deal_to_stages(sizes, grow.fractions or [1.0] * len(capacities), spec.seed)
+    parts = [
+        pack(sequences.select(part), spec.model_copy(update={"capacity": capacity, "order": Shuffle()}))
+        for part, capacity in zip(dealt, capacities, strict=True)
+        if len(part)
+    ]
+    if not parts:
+        return pack(sequences, spec.model_copy(update={"order": Shuffle()}))
+    counts: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.counts.items():
+            if isinstance(value, dict):
+                counts[key] = dict(Counter(counts.get(key, {})) + Counter(value))
+            else:
+                counts[key] = counts.get(key, 0) + value
+    counts["fill"] = counts["tokens"] / sum(part.counts["tokens"] / part.counts["fill"] for part in parts)
+    return Packed(datasets.concatenate_datasets([part.dataset for part in parts]), counts)
 
 
 def _table(

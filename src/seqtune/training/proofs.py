@@ -191,12 +191,13 @@ def _gradients(trainer: Staged, parts: list[list[Any]]) -> Tensor:
     return found
 
 
-def mask_audit(rows: list[list[Scored]], eos_token_id: int) -> list[Proof]:
+def mask_audit(rows: list[list[Scored]], eos_token_id: int, *, whole: bool = True) -> list[Proof]:
     """Which tokens of some rows are trained.
 
     Args:
         rows: The sequences of each row.
         eos_token_id: What ends a turn.
+        whole: Whether the sequences are whole documents, so that some must train their end.
     """
     sequences = [sequence for row in rows for sequence in row]
     trained = sum(int(sequence.mask[1:].sum()) for sequence in sequences)
@@ -206,8 +207,8 @@ def mask_audit(rows: list[list[Scored]], eos_token_id: int) -> list[Proof]:
     return [
         Proof(
             "mask audit",
-            empty == 0 and ended > 0,
-            float(empty + (ended == 0)),
+            empty == 0 and (ended > 0 or not whole),
+            float(empty + (whole and ended == 0)),
             0.0,
             f"{trained} of {total} tokens in {len(rows)} rows are trained, {empty} rows train none; "
             f"{ended} of {len(sequences)} sequences train the token that ends a turn",

@@ -26,6 +26,7 @@ from seqtune.training.common import (
 from seqtune.training.feed import Ordered, StreamSteps, open_stream, ordered, stream_steps, take
 from seqtune.training.forest import MicroBatch, Scored, token_scores
 from seqtune.training.pack import packed_for
+from seqtune.training.proofs import Proof, mask_audit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +53,12 @@ class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
         if isinstance(self.feed, StreamSteps):
             return DataLoader(self.feed, batch_size=1, collate_fn=lambda batches: StepRows(batches[0]))
         return DataLoader(self.train_dataset, batch_sampler=self.feed, collate_fn=StepRows)
+
+    def audit(self) -> list[Proof]:
+        packing = self.run.stage.packing
+        cuts = packing.cut(np.zeros(0, np.int64)) is not None or packing.on_overflow in ("split", "truncate")
+        rows = [self.sequences([row]) for row in self.units()]
+        return mask_audit(rows, self.run.tokenizer.eos_token_id, whole=not cuts)
 
     def micro_batches(self, inputs: StepRows) -> list[Any]:
         if inputs.rows:
