@@ -14,6 +14,9 @@ HALF = (torch.float16, torch.bfloat16)
 NAMES = ("flash_attention_3", "flash_attention_2", "sdpa", "eager", "flex_attention")
 """The names transformers takes for `attn_implementation`."""
 
+FOREST = ("flash_attention_3", "flash_attention_2", "sdpa", "flex_attention", "eager")
+"""The same names, in the order `auto` tries them for forests. `eager` builds a mask of the whole row."""
+
 AUTO = NAMES[:4]
 """What `auto` tries, fastest first. FlexAttention is compiled per shape, which pays off only where it is asked for."""
 
@@ -96,41 +99,55 @@ def choose_attention(asked: str, device: torch.device | str, dtype: torch.dtype)
     return Choice(asked, reasons)
 
 
-def choose_forest_attention(asked: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
+def choose_forest_attention(
+    asked: str, device: torch.device | str, dtype: torch.dtype, *, softcap: bool = False
+) -> Choice:
     """The backend that computes forests (`seqtune_kernels.forest_attention`), by the names of `model.attention`.
 
     Args:
         asked: A name, or `auto` for the fastest that can run.
         device: Where the weights are.
         dtype: Of the weights.
+        softcap: Whether the model caps its attention scores.
 
     Raises:
         Unusable: `asked` is not a backend, or cannot compute forests there; names the nearest that can.
     """
     place = torch.device(device)
-    reasons: dict[str, str] = {}
-    for name in NAMES:
-        fault = _forest_fault(name, place)
-        if fault is None and asked in ("auto", name):
-            return Choice(name, reasons)
-        if fault is not None:
-            reasons[name] = fault
+    faults = {name: _forest_fault(name, place, dtype, softcap) for name in FOREST}
+    if asked == "auto":
+        name = next(name for name, fault in faults.items() if fault is None)
+        return Choice(name, {name: fault for name, fault in faults.items() if fault is not None})
     if asked not in NAMES:
-        return choose_attention(asked, place, dtype)  # says which names there are
-    nearest = choose_forest_attention("auto", place, dtype).name
-    fault = reasons[asked]
-    raise Unusable(
-        f"attention backend '{asked}' cannot compute forests here: {fault}; the nearest that can is '{nearest}'"
-    )
+        return choose_attention(asked, place, dtype)  # raises, and says which names there are
+    fault = faults[asked]
+    if fault is not None:
+        nearest = choose_forest_attention("auto", place, dtype, softcap=softcap).name
+        message = f"attention backend '{asked}' cannot compute forests here: {fault}"
+        raise Unusable(f"{message}; the nearest that can is '{nearest}'")
+    return Choice(asked, {})
 
 
-def _forest_fault(name: str, device: torch.device) -> str | None:
+def _forest_fault(name: str, device: torch.device, dtype: torch.dtype, softcap: bool) -> str | None:
     """Why a backend cannot compute forests, or None."""
-    if name == "eager":
+    if name == "flash_attention_3":
+        return "forests are computed by the interface of FlashAttention 2"
+    if name == "sdpa" and device.type == "cuda":
+        if softcap:
+            return "PyTorch's flash kernels for CUDA have no soft-cap, which this model needs"
+        if dtype not in HALF:
+            return f"PyTorch's flash kernels for CUDA compute in float16 or bfloat16, not {_short(dtype)}"
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f"it needs compute capability 8.0 (Ampere) or newer, and this GPU has {major}.{minor}"
         return None
-    if name == "sdpa":
-        return None if device.type == "cpu" else f"its pieces run on CPU, and this is {device.type}"
-    return _fault(name, device, None) or "forests are not computed with it"
+    if name == "sdpa" and device.type != "cpu":
+        return f"PyTorch's flash kernels run on CUDA and CPU, and this is {device.type}"
+    return _fault(name, device, dtype)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _default_device() -> torch.device:
@@ -158,7 +175,7 @@ def _fault(name: str, device: torch.device, dtype: torch.dtype | None) -> str | 
     if name == "flash_attention_3" and major != 9:
         return f"it needs compute capability 9.0 (Hopper), and this GPU has {major}.{minor}"
     if dtype is not None and dtype not in HALF:
-        return f"it computes in float16 or bfloat16, and the weights are {str(dtype).removeprefix('torch.')}"
+        return f"it computes in float16 or bfloat16, and the weights are {_short(dtype)}"
     try:
         importlib.import_module(module)
     except (ImportError, OSError) as error:  # built for another torch or CUDA: the linker's complaint says which

@@ -26,7 +26,7 @@ def by_kv_head(x: Tensor, kv_heads: int) -> Tensor:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float, window: int | None, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp; see `attend.Kernel`."""
+    """Attention and its log-sum-exp; see `function.Kernel`."""
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     result, lse = q.new_empty(q.shape, dtype=wide), q.new_empty(q.shape[1], len(q), dtype=wide)
@@ -63,7 +63,7 @@ def backward(
     window: int | None,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; see `attend.Kernel`."""
+    """Gradients of queries, keys and values; see `function.Kernel`."""
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     grads = [x.new_zeros(x.shape, dtype=wide) for x in (q, k, v)]

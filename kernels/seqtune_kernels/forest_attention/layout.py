@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+T = TypeVar("T")
 
 TILE = 128
 """Queries of a causal block on CPU. PyTorch's kernel computes masked scores too, up to 512 keys at a time."""
@@ -106,22 +109,29 @@ class Layout:
         whole = (0, len(positions))
         (q_first, q_last), (k_first, k_last) = queries or whole, keys or whole
         self.q_positions, self.k_positions = positions[q_first:q_last], positions[k_first:k_last]
-        self.whole = (q_first, q_last) == (k_first, k_last) == whole
-        self._blocks: dict[int | None, tuple[Block, ...]] = {
-            None: tuple(
-                block._replace(
-                    q_start=block.q_start - q_first,
-                    q_end=block.q_end - q_first,
-                    k_start=block.k_start - k_first,
-                    k_end=block.k_end - k_first,
-                )
-                for piece in pieces
-                for block in _clip(piece, q_first, q_last, k_first, k_last)
+        self._once: dict[Hashable, Any] = {}
+        self._pieces = tuple(
+            block._replace(
+                q_start=block.q_start - q_first,
+                q_end=block.q_end - q_first,
+                k_start=block.k_start - k_first,
+                k_end=block.k_end - k_first,
             )
-        }
-        self._tiles: dict[int | None, tuple[Block, ...]] = {}
-        self._calls: dict[tuple[int | None, torch.device], Calls] = {}
-        self._masks: dict[tuple[int | None, torch.device], Tensor] = {}
+            for piece in pieces
+            for block in _clip(piece, q_first, q_last, k_first, k_last)
+        )
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made at the first time of asking for `key`: layers of a model ask for the same things."""
+        if key not in self._once:
+            self._once[key] = make()
+        found: T = self._once[key]
+        return found
+
+    @cached_property
+    def covered(self) -> bool:
+        """Whether the causal blocks alone show every query a key."""
+        return sum(b.q_end - b.q_start for b in self._pieces if b.causal) == len(self.q_positions)
 
     def blocks(self, window: int | None = None) -> tuple[Block, ...]:
         """The pieces cut to what the window shows: those outside it are gone, those inside it have no `reach`.
@@ -129,50 +139,49 @@ class Layout:
         Args:
             window: A token sees keys less than this many positions before it; None sees all.
         """
-        if window is not None and window > self.q_positions.max(initial=0):
-            window = None
-        if window not in self._blocks:
-            assert window is not None
-            found = [block for piece in self._blocks[None] for block in self._cut(piece, window)]
-            self._blocks[window] = tuple(found)
-        return self._blocks[window]
+        if window is None or window > self.q_positions.max(initial=0):
+            return self._pieces
+        return self.once(
+            ("blocks", window), lambda: tuple(block for piece in self._pieces for block in self._cut(piece, window))
+        )
 
     def tiles(self, window: int | None = None) -> tuple[Block, ...]:
         """`blocks`, the causal ones first and in halves until they have at most `TILE` queries."""
-        if window not in self._tiles:
-            halves = [half for block in self.blocks(window) for half in _halve(block)]
-            self._tiles[window] = tuple(sorted(halves, key=lambda block: not block.causal))
-        return self._tiles[window]
 
-    @property
-    def covered(self) -> bool:
-        """Whether the causal blocks alone show every query a key."""
-        return sum(b.q_end - b.q_start for b in self._blocks[None] if b.causal) == len(self.q_positions)
+        def make() -> tuple[Block, ...]:
+            halves = [half for block in self.blocks(window) for half in _halve(block)]
+            return tuple(sorted(halves, key=lambda block: not block.causal))
+
+        return self.once(("tiles", window), make)
 
     def calls(self, window: int | None, device: torch.device) -> Calls:
         """`blocks` for a kernel that takes many sequences at once; the row must be whole."""
-        if (window, device) not in self._calls:
+
+        def make() -> Calls:
             blocks = self.blocks(window)
             starts = [0, *(b.q_end for b in blocks if b.causal)]
             full = [b for b in blocks if not b.causal and b.reach is None]
-            self._calls[window, device] = Calls(
+            return Calls(
                 torch.tensor(starts, dtype=torch.int32, device=device),
                 max((b - a for a, b in pairwise(starts)), default=0),
                 tuple(_level(level, device) for level in _levels(full)),
                 tuple(b for b in blocks if not b.causal and b.reach is not None),
             )
-        return self._calls[window, device]
+
+        return self.once(("calls", window, device), make)
 
     def mask(self, window: int | None, device: torch.device) -> Tensor:
         """[Tq, Tk] bool, query by key: what the pieces and the window show."""
-        if (window, device) not in self._masks:
+
+        def make() -> Tensor:
             visible = np.zeros((len(self.q_positions), len(self.k_positions)), dtype=np.bool_)
-            for b in self._blocks[None]:
+            for b in self._pieces:
                 visible[b.rows, b.columns] = np.tri(b.q_end - b.q_start) if b.causal else True
             if window is not None:
                 visible &= self.q_positions[:, None] - self.k_positions[None, :] < window
-            self._masks[window, device] = torch.from_numpy(visible).to(device)
-        return self._masks[window, device]
+            return torch.from_numpy(visible).to(device)
+
+        return self.once(("mask", window, device), make)
 
     def _cut(self, piece: Block, window: int) -> Iterator[Block]:
         """A piece by runs of consecutive query positions: the distance of a pair is then `offset + i - j`."""

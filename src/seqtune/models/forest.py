@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 NAME = "seqtune_forest"
 """The attention implementation that reads forests with PyTorch's own kernels."""
 
-NAMES = {"sdpa": NAME, "eager": f"{NAME}_eager"}
+NAMES = {"sdpa": NAME} | {
+    backend: f"{NAME}_{short}"
+    for backend, short in [("flash_attention_2", "fa2"), ("flex_attention", "flex"), ("eager", "eager")]
+}
 """Attention implementation by backend. None contains "flash", which models take for transformers' own function."""
 
 _BY_DISTANCE = {"full_attention", "sliding_attention"}
@@ -243,8 +246,9 @@ def use_forest(model: PreTrainedModel, asked: str = "auto") -> Choice:
         SeqtuneError: The backend asked for cannot read forests here.
     """
     weight = next(model.parameters())
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
     try:
-        choice = choose_forest_attention(asked, weight.device, weight.dtype)
+        choice = choose_forest_attention(asked, weight.device, weight.dtype, softcap=softcap)
     except Unusable as error:
         raise SeqtuneError(str(error), where="model.attention", hint="model.attention=auto") from error
     _set_attention(model, NAMES[choice.name])

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from seqtune_kernels.forest_attention import cpu
+from seqtune_kernels.forest_attention import cpu, flex
 from seqtune_kernels.forest_attention.merge import merge
 from seqtune_kernels.forest_attention.reference import forest_attention_reference
+from seqtune_kernels.forest_attention.varlen import FlashAttnOps, TorchOps, Varlen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Kernel(Protocol):
         window: int | None,
         softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
-        """[Tq, Hq, D] output and [Hq, Tq] log-sum-exp of the scores, at least fp32.
+        """[Tq, Hq, D] output, and [Hq, Tq] log-sum-exp of the scores, at least fp32.
 
         A query that sees no key has output 0 and log-sum-exp -inf.
         """
@@ -60,6 +61,9 @@ class Kernel(Protocol):
         """
 
 
+_ON_CUDA: dict[str, Kernel] = {"sdpa": Varlen(TorchOps()), "flash_attention_2": Varlen(FlashAttnOps())}
+
+
 class _ForestAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -73,9 +77,11 @@ class _ForestAttention(torch.autograd.Function):
         *parts: Tensor,
     ) -> Tensor:
         out, lse = kernel.forward(q, k, v, layout, **options)
-        for part, part_lse in zip(parts[::2], parts[1::2], strict=True):
-            merged, of_heads = merge(out, lse.T, part.to(out.dtype), part_lse.to(lse.dtype))
-            out, lse = merged, of_heads.T.contiguous()
+        if parts:
+            out, lse = out.to(lse.dtype), lse.T  # [Tq, Hq, D] and [Tq, Hq]
+            for part, part_lse in zip(parts[::2], parts[1::2], strict=True):
+                out, lse = merge(out, lse, part.to(out.dtype), part_lse.to(lse.dtype))
+            lse = lse.T.contiguous()
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse, *parts)
         ctx.kernel, ctx.layout, ctx.options = kernel, layout, options
@@ -159,5 +165,8 @@ def forest_attention(
     if backend == "eager":
         visible = layout.mask(window, q.device)
         return forest_attention_reference(q, k, v, visible, scale=scale, softcap=softcap, sinks=sinks)
+    if backend == "flex_attention":
+        return flex.forward(q, k, v, layout, scale=scale, window=window, softcap=softcap, sinks=sinks)
+    kernel: Kernel = cpu if q.device.type == "cpu" else _ON_CUDA[backend]
     parts = [] if sinks is None else [(q.new_zeros(1).expand_as(q), sinks.expand(len(q), -1))]
-    return attend(cpu, q, k, v, layout, scale=scale, window=window, softcap=softcap, parts=parts)
+    return attend(kernel, q, k, v, layout, scale=scale, window=window, softcap=softcap, parts=parts)
