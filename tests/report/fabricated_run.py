@@ -43,6 +43,7 @@ def fabricate(path: Path) -> RunFolder:
     for step in range(1, 31):
         reward = 0.45 + 0.4 * (1 - math.exp(-step / 12)) + 0.04 * math.sin(step * 7.13)
         row = {"stage": names[1], "step": step, "loss": 0.001 * math.sin(step), "tokens": step * 3000}
+        row |= {"tokens/computed": 1000, "tokens/padded": 4000, "tokens/saving": 0.75}
         row |= {"seconds": step * 1.5, "reward/mean": reward, "reward/std": 0.4, "policy/clip_high": 0.15}
         folder.append_metrics(row | {"policy/entropy": 1.2 - step / 60, "completions/mean_length": 40 - step / 3})
         group = [

@@ -194,3 +194,21 @@ def test_the_environment_is_json_and_knows_the_repository(workdir: Path) -> None
     (workdir / "file").write_text("x")
     subprocess.run([*git, "add", "file"], check=True)
     assert describe()["git"]["changed"] is True
+
+
+def test_the_page_says_what_sharing_saved(folder: RunFolder) -> None:
+    page = Page(write_report(folder).read_text())
+    stage = contents(folder)["stages"][1]
+    steps = sum(row["stage"] == stage["name"] for row in folder.metrics() if "tokens/computed" in row)
+    assert (stage["computed"], stage["padded"]) == (1000 * steps, 4000 * steps)
+    assert f"75.0 % less than {4000 * steps:,} padded" in page.text
+
+
+def test_the_page_shows_what_was_proven(folder: RunFolder) -> None:
+    assert "Checks" not in Page(write_report(folder).read_text()).text
+    proof = {"name": "isolation", "passed": True, "found": 0.0, "limit": 0.0, "detail": "none moved", "hint": ""}
+    stage = contents(folder)["names"][0]
+    folder.write_json(f"proofs/{stage}.json", [proof])
+    text = Page(write_report(folder).read_text()).text
+    assert "on this model and data, before the first step" in text
+    assert "isolation 0 0 none moved" in text

@@ -75,6 +75,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "names": [stage["name"] for stage in plan["stages"]],
         "plan": _plan(plan, _optional(folder, "provenance.json").get("origins", {})),
         "words": _optional(folder, "provenance.json").get("words", []),
+        "checks": _checks(folder, [stage["name"] for stage in plan["stages"]]),
         "evaluations": evaluations,
         "evaluation_charts": _evaluation_charts(evaluations["rows"]),
         "notices": list(dict.fromkeys(event["text"] for event in events if event["event"] == "Notice")),
@@ -115,6 +116,7 @@ def _stage(stage: dict[str, Any], rows: list[dict[str, Any]], steps: int | None)
     heldout = [row["eval/loss"] for row in rows if row.get("eval/loss") is not None]
     losses = [row["loss"] for row in trained if row["loss"] is not None]
     rewards = [row["reward/mean"] for row in rows if row.get("reward/mean") is not None]
+    computed, padded = (sum(row.get(f"tokens/{kind}") or 0 for row in rows) for kind in ("computed", "padded"))
     last = rows[-1] if rows else {}
     seconds, tokens = last.get("seconds") or 0.0, last.get("tokens") or 0
     train = stage["train"]
@@ -132,12 +134,25 @@ def _stage(stage: dict[str, Any], rows: list[dict[str, Any]], steps: int | None)
         "tokens": tokens,
         "tokens_a_step": tokens / step if step else None,
         "throughput": tokens / seconds if seconds else None,
+        "computed": computed,
+        "padded": padded,
+        "saving": 1 - computed / padded if padded else None,
         "seconds": seconds,
         "loss": _ends(losses),
         "heldout": _ends(heldout),
         "reward": _ends(rewards),
         "charts": _charts(stage["name"], rows),
     }
+
+
+def _checks(folder: RunFolder, stages: list[str]) -> list[dict[str, Any]]:
+    """What was proven of each stage before its first step, a line each."""
+    return [
+        {"stage": stage, **proof}
+        for stage in stages
+        if (folder.path / "proofs" / f"{stage}.json").is_file()
+        for proof in folder.read_json(f"proofs/{stage}.json")
+    ]
 
 
 def _ends(values: list[float]) -> tuple[float, float] | None:
