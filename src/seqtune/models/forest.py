@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AttentionInterface,
@@ -95,7 +96,8 @@ def _attend(
     if forest is None:
         raise SeqtuneError(
             "a model that is set to read forests was called without one",
-            hint="call it with `forest_inputs(...)`, or inside `attention(model, 'sdpa')`",
+            hint="call it with `forest_inputs(...)`, or inside `attention(model, 'sdpa')`; an architecture that keeps "
+            "arguments it does not know from its attention cannot read forests",
         )
     if query.shape[0] != 1 or query.shape[2] != forest.forest.tokens or key.shape[2] != forest.forest.tokens:
         raise SeqtuneError(
@@ -108,11 +110,12 @@ def _attend(
         fault = _fault_of_length(config, forest.longest)
     if fault is not None:
         raise SeqtuneError(f"this model cannot read this batch as a forest: {fault}", where="model")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    width = v.shape[-1]
-    if width < q.shape[-1]:  # latent attention: kernels want one width
-        v = torch.nn.functional.pad(v, (0, q.shape[-1] - width))
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    width = value.shape[-1]
+    if width != query.shape[-1]:  # kernels take one width for all
+        widest = max(width, query.shape[-1])
+        q, k, v = (pad(x, (0, widest - x.shape[-1])) for x in (q, k, v))
     out = forest_attention(
         q, k, v, forest.layout, scale=scale, window=sliding_window, softcap=softcap, sinks=s_aux, backend=backend
     )
