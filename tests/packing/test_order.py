@@ -262,10 +262,10 @@ def test_stages_share_any_number_of_steps() -> None:
 
 
 def test_lengths_of_stages() -> None:
-    assert order.stage_lengths(GrowLength(name="growlength"), 4096) == (128, 256, 512, 1024, 2048, 4096)
-    assert order.stage_lengths(GrowLength(name="growlength"), 100) == (100,)
-    assert order.stage_lengths(GrowLength(name="growlength", lengths=(64, 4096)), 4096) == (64, 4096)
-    saved = order.stage_lengths(GrowLength(name="growlength"), 4096)
+    assert GrowLength(name="growlength").stages(4096) == (128, 256, 512, 1024, 2048, 4096)
+    assert GrowLength(name="growlength").stages(100) == (100,)
+    assert GrowLength(name="growlength", lengths=(64, 4096)).stages(4096) == (64, 4096)
+    saved = GrowLength(name="growlength").stages(4096)
     assert sum(saved) / len(saved) / 4096 == pytest.approx(0.328, abs=1e-3)  # attention's cost against fixed 4,096
 
 

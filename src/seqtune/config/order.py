@@ -57,6 +57,15 @@ class GrowLength(Spec):
             raise ValueError(f"{len(self.fractions)} fractions for {len(self.lengths)} lengths; give one for each")
         return self
 
+    def stages(self, capacity: int) -> tuple[int, ...]:
+        """Tokens a row of each stage holds, where one of the last holds `capacity`."""
+        if self.lengths:
+            return self.lengths
+        found = [capacity]
+        while found[0] % 2 == 0 and found[0] // 2 >= self.shortest:
+            found.insert(0, found[0] // 2)
+        return tuple(found)
+
 
 class Cycles(Spec):
     """Every step takes rows of one length, drawn by odds; the rows of each length are dealt to cycles, so that all

@@ -237,6 +237,14 @@ def _orders_fit(stage: Stage) -> Iterator[Violation]:
                 ("packing.order.lengths", "packing.capacity"),
                 f"packing.capacity={order.lengths[-1]}",
             )
+        stages = order.stages(packing.capacity)
+        if order.fractions and len(order.fractions) != len(stages):
+            yield Violation(
+                f"packing.order.fractions has {len(order.fractions)} shares for the {len(stages)} stages of rows of "
+                f"{', '.join(map(str, stages))} tokens",
+                ("packing.order.fractions", "packing.capacity"),
+                "give each stage a share, or leave packing.order.fractions out",
+            )
         if packing.on_overflow == "error" and packing.name != "wrapped":
             yield Violation(
                 "rows of the first stages are shorter than packing.capacity, and documents longer than they are an "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from seqtune.config.order import Cycles, GroupByLength, GrowLength, Shuffle, TokenBudget
-from seqtune.packing.best_fit import Bins
+from seqtune.packing.bins import Bins
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -223,16 +223,6 @@ def average_context(lengths: NDArray[np.int64]) -> float:
     return float((sizes * (sizes - 1) / 2).sum() / sizes.sum())
 
 
-def stage_lengths(order: GrowLength, capacity: int) -> tuple[int, ...]:
-    """Tokens a row of each stage holds: what the order says, or doubling from its `shortest` up to `capacity`."""
-    if order.lengths:
-        return order.lengths
-    found = [capacity]
-    while found[0] % 2 == 0 and found[0] // 2 >= order.shortest:
-        found.insert(0, found[0] // 2)
-    return tuple(found)
-
-
 def deal_to_stages(lengths: NDArray[np.int64], fractions: Sequence[float], seed: int) -> list[NDArray[np.int64]]:
     """Documents for each stage, in a random order: each stage gets its share of the tokens, and each document a stage.
 
@@ -293,7 +283,7 @@ def _grown(
     order: GrowLength, lengths: NDArray[np.int64], tokens: int, seed: int, count: int | None
 ) -> list[NDArray[np.int64]]:
     """Stage after stage; a stage draws from its own rows, and gets steps in proportion to those a pass would take."""
-    bounds = np.array(stage_lengths(order, int(lengths.max())))
+    bounds = np.array(order.stages(int(lengths.max())))
     stages = np.searchsorted(bounds[:-1], lengths)  # rows of (bound before, bound] tokens
     members = [np.flatnonzero(stages == stage) for stage in np.unique(stages)]
 

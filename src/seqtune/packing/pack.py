@@ -159,7 +159,7 @@ def _cut(
 def _in_stages(sequences: datasets.Dataset, spec: PackingSpec, grow: GrowLength) -> Packed:
     """Every stage packs documents of its own at its own length; the rows of the first come first."""
     sizes = pc.list_value_length(sequences.with_format("arrow")[:].column("input_ids")).to_numpy()
-    capacities = order.stage_lengths(grow, spec.capacity)
+    capacities = grow.stages(spec.capacity)
     dealt = order.deal_to_stages(sizes, grow.fractions or [1.0] * len(capacities), spec.seed)
     parts = [
         pack(sequences.select(part), spec.model_copy(update={"capacity": capacity, "order": Shuffle()}))
