@@ -12,7 +12,15 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from seqtune_kernels.capability import AUTO, NAMES, Unusable, attention_backends, choose_attention
+from seqtune_kernels.capability import (
+    AUTO,
+    FOREST,
+    NAMES,
+    Unusable,
+    attention_backends,
+    choose_attention,
+    choose_forest_attention,
+)
 
 Machine = Callable[[tuple[int, int], dict[str, str | None]], None]
 
@@ -46,6 +54,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def test_every_name_is_one_that_transformers_knows() -> None:
     assert set(NAMES) - {"eager"} <= set(ALL_ATTENTION_FUNCTIONS.valid_keys())
     assert set(AUTO) <= set(NAMES)
+    assert set(FOREST) == set(NAMES)
 
 
 def test_on_cpu_only_eager_and_sdpa_run_and_every_other_says_why() -> None:
@@ -111,6 +120,45 @@ def test_without_a_dtype_the_condition_is_the_reason(machine: Machine) -> None:
     found = {backend.name: backend for backend in attention_backends("cuda:0")}
     assert found["flash_attention_2"].usable
     assert found["flash_attention_2"].reason == "with weights in float16 or bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "dtype", "softcap", "chosen", "against"),
+    [
+        ((9, 0), {"flash_attn": None, "flash_attn_interface": None}, torch.bfloat16, False, "flash_attention_2", "2"),
+        ((9, 0), {"flash_attn": None}, torch.bfloat16, True, "flash_attention_2", ""),
+        ((9, 0), {}, torch.bfloat16, False, "sdpa", "seqtune[flash]"),
+        ((9, 0), {}, torch.bfloat16, True, "flex_attention", "have no soft-cap"),
+        ((9, 0), {"flash_attn": None}, torch.float32, False, "flex_attention", "in float16 or bfloat16, not float32"),
+        ((7, 5), {"flash_attn": None}, torch.float16, False, "flex_attention", "this GPU has 7.5"),
+    ],
+)
+def test_auto_for_forests_on_a_gpu(
+    capability: tuple[int, int],
+    packages: dict[str, str | None],
+    dtype: torch.dtype,
+    softcap: bool,
+    chosen: str,
+    against: str,
+    machine: Machine,
+) -> None:
+    machine(capability, packages)
+    choice = choose_forest_attention("auto", "cuda:0", dtype, softcap=softcap)
+    assert choice.name == chosen
+    assert against in " ".join(choice.reasons.values())
+    assert choose_forest_attention(chosen, "cuda:0", dtype, softcap=softcap).name == chosen
+    for name in choice.reasons:
+        with pytest.raises(Unusable, match=f"'{name}' cannot compute forests here.*the nearest that can is '{chosen}'"):
+            choose_forest_attention(name, "cuda:0", dtype, softcap=softcap)
+
+
+def test_forests_on_cpu_and_elsewhere() -> None:
+    assert choose_forest_attention("auto", "cpu", torch.float32, softcap=True).name == "sdpa"
+    elsewhere = choose_forest_attention("auto", "mps", torch.float32)
+    assert elsewhere.name == "eager"
+    assert "this is mps" in elsewhere.reasons["sdpa"]
+    with pytest.raises(Unusable, match="no attention backend 'flash'"):
+        choose_forest_attention("flash", "cpu", torch.float32)
 
 
 @pytest.mark.parametrize("name", [backend.name for backend in attention_backends("cpu") if backend.usable])
