@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seqtune.packing.best_fit import Bins
+from seqtune.packing.bins import Bins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from seqtune.data.rows import BadRows
-    from seqtune.packing.best_fit import Bins
+    from seqtune.packing.bins import Bins
     from seqtune.training.common import StageRun
 
 
