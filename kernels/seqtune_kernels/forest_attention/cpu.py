@@ -66,7 +66,8 @@ def backward(
     """Gradients of queries, keys and values; see `function.Kernel`."""
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
-    grads = [x.new_zeros(x.shape, dtype=wide) for x in (q, k, v)]
+    make = torch.empty if layout.covered else torch.zeros
+    grads = [make(x.shape, dtype=wide) for x in (q, k, v)]
     grad_q, grad_k, grad_v = (by_kv_head(x, kv_heads) for x in grads)
     queries, keys, values, upstream, result = (by_kv_head(x, kv_heads) for x in (q, k, v, grad, out))
     sums = lse.view(kv_heads, group, len(q))
@@ -82,7 +83,10 @@ def backward(
             seen, shown = seen.expand(-1, group, -1, -1), shown.expand(-1, group, -1, -1)
             dq, dk, dv = _backward(of_few, few, seen, shown, result_few, sums_few, 0.0, b.causal, scale=scale)
             dk, dv = dk.sum(1), dv.sum(1)
-        grad_q[:, :, rows] += dq
-        grad_k[:, 0, columns] += dk
-        grad_v[:, 0, columns] += dv
+        parts = (grad_q[:, :, rows], dq), (grad_k[:, 0, columns], dk), (grad_v[:, 0, columns], dv)
+        for total, part in parts:
+            if b.causal and layout.covered:  # they come first, and share no query and no key
+                total.copy_(part)
+            else:
+                total.add_(part)
     return grads[0], grads[1], grads[2]

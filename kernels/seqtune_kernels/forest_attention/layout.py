@@ -130,8 +130,9 @@ class Layout:
 
     @cached_property
     def covered(self) -> bool:
-        """Whether the causal blocks alone show every query a key."""
-        return sum(b.q_end - b.q_start for b in self._pieces if b.causal) == len(self.q_positions)
+        """Whether the causal blocks together hold every query and every key at hand."""
+        held = sum(b.q_end - b.q_start for b in self._pieces if b.causal)
+        return held == len(self.q_positions) == len(self.k_positions)
 
     def blocks(self, window: int | None = None) -> tuple[Block, ...]:
         """The pieces cut to what the window shows: those outside it are gone, those inside it have no `reach`.
