@@ -60,7 +60,14 @@ def test_worked_rows() -> None:
         ([10, 11, 12, 13, 20, 21], [IGNORED, IGNORED, 12, 13, IGNORED, 21], [4, 2]),
         ([30, 31, 32], [IGNORED, 31, 32], [3]),
     ]
-    assert packed.counts == {"documents": 3, "tokens": 9, "trained": 5, "rows": 2, "fill": 9 / 12}
+    assert packed.counts == {
+        "documents": 3,
+        "tokens": 9,
+        "trained": 5,
+        "rows": 2,
+        "fill": 9 / 12,
+        "bounds": {"l1": 2, "l2": 2},
+    }
 
 
 def test_causal_attention_makes_a_row_one_sequence() -> None:

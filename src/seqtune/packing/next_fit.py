@@ -28,7 +28,7 @@ def next_fit(lengths: NDArray[np.int64], capacity: int, seed: int) -> Bins:
     """
     lengths = checked(lengths, capacity)
     ends = np.cumsum(lengths)
-    following = memoryview(np.searchsorted(ends, ends - lengths + capacity, side="right"))  # row starting here ends
+    following = np.searchsorted(ends, ends - lengths + capacity, side="right").data  # where a row from here on ends
     starts = [0]
     while starts[-1] < len(lengths):
         starts.append(following[starts[-1]])

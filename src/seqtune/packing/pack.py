@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from seqtune.config.order import GrowLength, Shuffle
 from seqtune.errors import SeqtuneError
 from seqtune.packing import order
+from seqtune.packing.bounds import report
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,8 @@ class Packed:
     Args:
         dataset: `input_ids`, `labels` (equally long) and `seq_lengths`, which sum to that length.
         counts: `documents`, `tokens`, `trained`, `rows`, `fill` (tokens / (rows * capacity)), and for what was lost or
-            cut `dropped` (by reason), `truncated` and `split`.
+            cut `dropped` (by reason), `truncated`, `split` and `cropped`. `bounds` of rows as
+            `seqtune.packing.bounds.report` has them.
     """
 
     dataset: datasets.Dataset
@@ -88,10 +90,13 @@ def pack(sequences: datasets.Dataset, spec: PackingSpec) -> Packed:
         why = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
         raise SeqtuneError(f"no document is left to pack{': ' if why else ''}{why}", "packing.on_overflow and data")
     bins = spec.build()(pieces.lengths, spec.capacity, spec.seed)
-    placed = pieces[bins.indices]
+    starts, lengths = bins.parts(pieces.lengths)
+    placed = _Pieces(pieces.starts[bins.indices] + starts, lengths, pieces.documents[bins.indices])
+    targets = trained[placed.starts + placed.lengths] - trained[placed.starts + 1]
     row_sizes = np.add.reduceat(placed.lengths, bins.offsets[:-1])
-    counts |= {"tokens": int(placed.lengths.sum()), "trained": int(targets[targets > 0].sum()), "rows": len(bins)}
+    counts |= {"tokens": int(placed.lengths.sum()), "trained": int(targets.sum()), "rows": len(bins)}
     counts["fill"] = counts["tokens"] / (counts["rows"] * spec.capacity)
+    counts |= report(bins, pieces.lengths, spec.capacity)
     tables = []
     for first, last in _portions(row_sizes):
         part = placed[np.arange(bins.offsets[first], bins.offsets[last])]
@@ -110,11 +115,12 @@ def _fit(
     """Deal with documents longer than a row."""
     cut = spec.cut(pieces.lengths)
     if cut is not None:
-        return _cut(pieces, *cut, counts, dropped)
+        owner, starts, lengths = cut
+        return _cut(pieces, owner, starts, lengths, counts, dropped)
     capacity = spec.capacity
     long = pieces.lengths > capacity
     number = int(long.sum())
-    if not number:
+    if not number or (spec.splits and spec.on_overflow == "split"):
         return pieces
     if spec.on_overflow == "error":
         longest = int(pieces.lengths.max())
@@ -129,10 +135,11 @@ def _fit(
     if spec.on_overflow == "drop":
         dropped["too long"] = number
         return pieces[~long]
-    if spec.on_overflow == "truncate":
-        lost = int((pieces.lengths[long] - capacity).sum())
-        counts["truncated"] = {"documents": number, "tokens": lost}
-        return _Pieces(pieces.starts, np.minimum(pieces.lengths, capacity), pieces.documents)
+    if spec.on_overflow in ("truncate", "truncate_left"):
+        lost = np.maximum(pieces.lengths - capacity, 0)
+        counts["truncated"] = {"documents": number, "tokens": int(lost.sum())}
+        starts = pieces.starts + lost if spec.on_overflow == "truncate_left" else pieces.starts
+        return _Pieces(starts, pieces.lengths - lost, pieces.documents)
     parts = -(-pieces.lengths // capacity)
     counts["split"] = {"documents": number, "pieces": int(parts[long].sum())}
     owner = np.repeat(np.arange(len(parts)), parts)

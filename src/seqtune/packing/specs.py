@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from seqtune.packing.online import OpenRows
+    from seqtune.packing.online_buffer import OnlineBuffer
 
 
 class BestFit(PackingSpec):
@@ -29,6 +30,81 @@ class BestFit(PackingSpec):
         from seqtune.packing.best_fit import best_fit
 
         return best_fit
+
+
+class FirstFit(PackingSpec):
+    """First fit: each document, in its order, goes into the first row that still holds it; rows keep their order."""
+
+    name: Literal["first_fit"] = "first_fit"
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.first_fit import first_fit
+
+        return first_fit
+
+
+class FirstFitDecreasing(PackingSpec):
+    """First-fit decreasing: each document, longest first, goes into the first row that still holds it."""
+
+    name: Literal["first_fit_decreasing"] = "first_fit_decreasing"
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.first_fit import first_fit_decreasing
+
+        return first_fit_decreasing
+
+
+class NextFit(PackingSpec):
+    """Next fit: documents and rows keep their order; a document that does not fit opens the next row."""
+
+    name: Literal["next_fit"] = "next_fit"
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.next_fit import next_fit
+
+        return next_fit
+
+
+class Wrapped(PackingSpec):
+    """Documents one after another, cut where a row is full; only the last row can be short."""
+
+    splits: ClassVar[bool] = True
+
+    name: Literal["wrapped"] = "wrapped"
+    on_overflow: Literal["error", "truncate", "truncate_left", "split", "drop"] = "split"
+    """What happens to a document longer than `capacity` before all are cut; `split` leaves it to the cuts."""
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.wrapped import wrapped
+
+        return wrapped
+
+
+class Spfhp(PackingSpec):
+    """Shortest-pack-first histogram packing (arXiv:2107.02027): longest documents first, each into the emptiest row
+    that holds it."""
+
+    name: Literal["spfhp"] = "spfhp"
+    max_documents: int | None = Field(None, ge=1)
+    """Documents a row holds at most; null sets no limit."""
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.histogram import spfhp
+
+        return partial(spfhp, max_documents=self.max_documents)
+
+
+class Lpfhp(PackingSpec):
+    """Longest-pack-first histogram packing (arXiv:2107.02027): `best_fit` with a limit on documents in a row."""
+
+    name: Literal["lpfhp"] = "lpfhp"
+    max_documents: int | None = Field(None, ge=1)
+    """Documents a row holds at most; null sets no limit."""
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.histogram import lpfhp
+
+        return partial(lpfhp, max_documents=self.max_documents)
 
 
 class DatasetDecomposition(PackingSpec):
@@ -81,6 +157,45 @@ class OnlineBestFit(PackingSpec):
         from seqtune.packing.online import OpenRows
 
         return OpenRows(self.capacity, self.open_rows)
+
+
+class Buffered(PackingSpec):
+    """One row at a time, filled with the longest document of a buffer that fits, for documents that arrive as a
+    stream."""
+
+    is_online: ClassVar[bool] = True
+
+    name: Literal["online_buffer"] = "online_buffer"
+    buffer: int = Field(10_000, ge=1)
+    """Documents to choose from; more fill better and are held in memory."""
+    patience: int = Field(40_000, ge=1)
+    """Rows a document waits at most before it opens one."""
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.online_buffer import online_buffer
+
+        return partial(online_buffer, buffer=self.buffer, patience=self.patience)
+
+    def online(self) -> OnlineBuffer:
+        from seqtune.packing.online_buffer import OnlineBuffer
+
+        return OnlineBuffer(self.capacity, self.buffer, self.patience)
+
+
+class BosCrop(PackingSpec):
+    """Full rows at the price of cropped documents: the longest of a buffer that fits, or the shortest, cropped. A third
+    of the tokens is commonly lost. The pretraining loader of nanochat."""
+
+    name: Literal["bos_crop"] = "bos_crop"
+    on_overflow: Literal["error", "truncate", "truncate_left", "split", "drop"] = "truncate"
+    """What happens to a document longer than `capacity` before rows are filled."""
+    buffer: int = Field(1000, ge=1)
+    """Documents to choose from."""
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.bos_crop import bos_crop
+
+        return partial(bos_crop, buffer=self.buffer)
 
 
 class Unpacked(PackingSpec):

@@ -146,6 +146,9 @@ class PackedStream:
             case "truncate":
                 self.counts["truncated"] += 1
                 return [_part(document, 0, capacity)]
+            case "truncate_left":
+                self.counts["truncated"] += 1
+                return [_part(document, size - capacity, size)]
             case "split":
                 self.counts["split"] += 1
                 return [_part(document, start, min(start + capacity, size)) for start in range(0, size, capacity)]
