@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,13 @@ from torch import Tensor
 
 from drawn_forests import forests
 from seqtune.forest import SegmentForest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from seqtune_kernels.forest_attention.layout import Block
 from seqtune_kernels.forest_attention import (
     Layout,
     attend,
@@ -103,17 +111,22 @@ def test_any_forest(forest: SegmentForest, window: int | None, capped: bool) -> 
         check(forest, torch.float64, 2, window=window, softcap=2.0 if capped else None)
 
 
+def shown(blocks: Iterable[Block], tokens: int) -> NDArray[np.int64]:
+    """[tokens, tokens] how often blocks show each key to each query."""
+    seen = np.zeros((tokens, tokens), dtype=np.int64)
+    for b in blocks:
+        i, j = np.indices((b.q_end - b.q_start, b.k_end - b.k_start))
+        seen[b.rows, b.columns] += (~np.array(b.causal) | (j <= i)) & (b.reach is None or (j > i - b.reach))
+    return seen
+
+
 @settings(max_examples=60)
 @given(forest=forests(), window=st.integers(1, 12))
 def test_a_window_cuts_pieces_without_loss(forest: SegmentForest, window: int) -> None:
     """The blocks of a window show exactly the pairs the pieces show and the window does, each once."""
     row = Layout(forest.pieces, forest.position_ids)
     near = forest.position_ids[:, None] - forest.position_ids[None, :] < window
-    seen = np.zeros((forest.tokens, forest.tokens), dtype=np.int64)
-    for b in row.blocks(window):
-        i, j = np.indices((b.q_end - b.q_start, b.k_end - b.k_start))
-        seen[b.rows, b.columns] += (~b.causal | (j <= i)) & (b.reach is None or (j > i - b.reach))
-    np.testing.assert_array_equal(seen, forest.mask() & near)
+    np.testing.assert_array_equal(shown(row.blocks(window), forest.tokens), forest.mask() & near)
 
 
 def test_pieces_outside_the_window_are_not_computed() -> None:
@@ -131,15 +144,20 @@ def test_pieces_inside_the_window_take_the_fast_path(monkeypatch: pytest.MonkeyP
         run(forest, torch.float32, "sdpa", 2, window=21)
 
 
-def test_causal_tiles_cover_the_causal_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "TILE", 3)
-    forest = FORESTS["tree"]
-    row = Layout(forest.pieces, forest.position_ids)
-    seen = np.zeros((forest.tokens, forest.tokens), dtype=np.int64)
-    for b in row.tiles():
-        assert not b.causal or b.q_end - b.q_start <= 3
-        seen[b.rows, b.columns] += np.tri(b.q_end - b.q_start, dtype=np.int64) if b.causal else 1
-    np.testing.assert_array_equal(seen, forest.mask())
+@settings(max_examples=60)
+@given(forest=forests(), window=st.integers(1, 12) | st.none(), tile=st.integers(1, 4))
+def test_tiles_lose_nothing_and_mask_little(forest: SegmentForest, window: int | None, tile: int) -> None:
+    with mock.patch.object(layout, "TILE", tile):
+        tiles = Layout(forest.pieces, forest.position_ids).tiles(window)
+        if forest.tokens:
+            check(forest, torch.float64, 2, window=window)
+    distance = forest.position_ids[:, None] - forest.position_ids[None, :]
+    near = forest.mask() if window is None else forest.mask() & (distance < window)
+    np.testing.assert_array_equal(shown(tiles, forest.tokens), near)
+    for b in tiles:
+        if b.causal and (b.reach is None or b.reach >= tile):
+            assert b.q_end - b.q_start <= tile
+    assert [b.causal for b in tiles] == sorted((b.causal for b in tiles), reverse=True)
 
 
 @settings(max_examples=25)

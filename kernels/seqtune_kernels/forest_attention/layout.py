@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TILE = 128
-"""Queries of a causal block on CPU. PyTorch's kernel computes masked scores too, up to 512 keys at a time."""
+"""Queries of a causal block on CPU, where PyTorch's kernel computes masked scores too, up to 512 keys at a time; and of
+a block that a window cuts at a slant."""
 
 
 class Piece(Protocol):
@@ -147,10 +148,10 @@ class Layout:
         )
 
     def tiles(self, window: int | None = None) -> tuple[Block, ...]:
-        """`blocks`, the causal ones first and in halves until they have at most `TILE` queries."""
+        """`blocks` in smaller ones that leave less to mask, the causal ones first."""
 
         def make() -> tuple[Block, ...]:
-            halves = [half for block in self.blocks(window) for half in _halve(block)]
+            halves = [half for block in self.blocks(window) for part in _straighten(block) for half in _halve(part)]
             return tuple(sorted(halves, key=lambda block: not block.causal))
 
         return self.once(("tiles", window), make)
@@ -161,12 +162,12 @@ class Layout:
         def make() -> Calls:
             blocks = self.blocks(window)
             starts = [0, *(b.q_end for b in blocks if b.causal)]
-            full = [b for b in blocks if not b.causal and b.reach is None]
+            full = [part for block in blocks if not block.causal for part in _straighten(block)]
             return Calls(
                 torch.tensor(starts, dtype=torch.int32, device=device),
                 max((b - a for a, b in pairwise(starts)), default=0),
-                tuple(_level(level, device) for level in _levels(full)),
-                tuple(b for b in blocks if not b.causal and b.reach is not None),
+                tuple(_level(level, device) for level in _levels([b for b in full if b.reach is None])),
+                tuple(b for b in full if b.reach is not None),
             )
 
         return self.once(("calls", window, device), make)
@@ -216,6 +217,31 @@ def _clip(piece: Piece, q_first: int, q_last: int, k_first: int, k_last: int) ->
         yield Block(start, end, start, end, causal=True)
         if end < q_end:  # queries after the last key
             yield Block(end, q_end, start, end, causal=False)
+
+
+def _straighten(block: Block) -> Iterator[Block]:
+    """A block that a window cuts at a slant as blocks it leaves whole, and a triangle for each `TILE` queries.
+
+    Triangles leave half of their scores to mask, the block itself leaves up to as many as it shows. A `reach` shorter
+    than that gains nothing.
+    """
+    reach = block.reach
+    if reach is None or reach < TILE:
+        yield block
+        return
+    q, k = block.q_start, block.k_start
+    queries, keys = block.q_end - q, block.k_end - k
+    head = min(reach, queries)  # these see every key before them
+    yield Block(q, q + head, k, k + head if block.causal else block.k_end, block.causal)
+    for start in range(head, queries, TILE):
+        end = min(start + TILE, queries)
+        if (rows := min(end - 1, keys + reach - 1)) > start:
+            yield Block(q + start, q + rows, k + start - reach + 1, k + min(end - reach, keys), causal=False, reach=1)
+        seen = start if block.causal else keys  # by each of these queries, from `end - reach`
+        if end - reach < seen:
+            yield Block(q + start, q + end, k + end - reach, k + seen, causal=False)
+        if block.causal:
+            yield Block(q + start, q + end, k + start, k + end, causal=True)
 
 
 def _halve(block: Block) -> Iterator[Block]:
