@@ -308,7 +308,7 @@ def _grown(
 def _apportion(total: int, weights: NDArray[np.int64]) -> NDArray[np.int64]:
     """`total` as integers in proportion to `weights`: the largest remainders are rounded up."""
     ideal = total * weights / weights.sum()
-    found = np.floor(ideal).astype(np.int64)
+    found: NDArray[np.int64] = np.floor(ideal).astype(np.int64)
     found[np.argsort(found - ideal, kind="stable")[: total - found.sum()]] += 1
     return found
 
