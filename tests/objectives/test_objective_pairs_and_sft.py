@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from seqtune.objectives.dpo import dpo_loss
+from seqtune.objectives.kto import kto_loss
 from seqtune.objectives.reward import reward_loss
 from seqtune.objectives.sft import sft_loss
-from seqtune.objectives.specs import Dpo, Reward, Sft
+from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
 
 numbers = st.lists(st.floats(-20, 0), min_size=3, max_size=3)
 
@@ -112,3 +113,35 @@ def test_sft_takes_packed_rows_of_any_shape() -> None:
 def test_pairs_are_computed_in_single_precision_at_least(loss, count) -> None:
     inputs = [torch.full((2,), 0.1, dtype=torch.bfloat16) for _ in range(count)]
     assert loss(*inputs, **({"beta": 0.1} if count == 4 else {}), denominator=2)[0].dtype == torch.float32
+
+
+def test_worked_kto() -> None:
+    """r(chosen) = .5, r(rejected) = -1, z = .2, β = .1:
+    L = ((1 - σ(.03)) + 2 (1 - σ(.12))) / 2 = (.492501 + 2 * .470036) / 2 = .716287."""
+    loss, metrics = Kto(undesirable_weight=2.0).build()(of(-10), of(-12), of(-10.5), of(-11), of(0.2)[0], denominator=1)
+    near(loss, 0.716287)
+    near(metrics["policy/kl"], 0.2)
+    near(metrics["rewards/margin"], 0.15)
+
+
+def test_kto_is_not_dpo() -> None:
+    """A completion's gradient in KTO does not depend on its partner; in DPO it does."""
+    found: dict[str, list[Tensor]] = {"kto": [], "dpo": []}
+    for partner in (-12.0, -30.0):
+        chosen = of(-10).requires_grad_()
+        for name, loss in (
+            ("kto", kto_loss(chosen, of(partner), of(-10.5), of(-11), of(0.2)[0], beta=0.1, denominator=1)[0]),
+            ("dpo", dpo_loss(chosen, of(partner), of(-10.5), of(-11), beta=0.1, denominator=1)[0]),
+        ):
+            found[name] += torch.autograd.grad(loss, chosen)
+    assert torch.equal(*found["kto"])
+    assert not torch.allclose(*found["dpo"])
+
+
+def test_a_negative_divergence_counts_as_none_and_carries_no_gradient() -> None:
+    given_ = of(-10), of(-12), of(-10.5), of(-11)
+    kl = torch.tensor(-3.0, dtype=torch.float64, requires_grad=True)
+    below, _ = kto_loss(*given_, kl, beta=0.1, denominator=1)
+    none, _ = kto_loss(*given_, torch.zeros_like(kl), beta=0.1, denominator=1)
+    near(below, none.item())
+    assert not below.requires_grad

@@ -17,7 +17,7 @@ from seqtune.config.axes import DataSpec, EvalSpec, TinyModelSpec, TrainSpec
 from seqtune.config.plan import Stage
 from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
-from seqtune.objectives.specs import Dpo, Reward, Sft
+from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
 from seqtune.packing.specs import BestFit
 from seqtune.parallel.launch import to_launcher
 from seqtune.parallel.specs import Ddp, Single
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from seqtune.config.spec import ParallelSpec
 
 STEPS = 2
-CASES = (("sft", "full"), ("dpo", "full"), ("dpo", "lora"), ("reward", "full"))
-OBJECTIVES = {"sft": Sft, "dpo": Dpo, "reward": Reward}
+CASES = (("sft", "full"), ("dpo", "full"), ("dpo", "lora"), ("kto", "full"), ("reward", "full"))
+OBJECTIVES = {"sft": Sft, "dpo": Dpo, "kto": Kto, "reward": Reward}
 
 
 class Capture(TrainerCallback):

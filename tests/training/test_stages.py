@@ -90,7 +90,7 @@ def test_the_rows_of_a_stage_hold_what_the_page_says(data: Path, tmp_path: Path)
     assert row["rewards/margin"] == 0
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "reward"])
 def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(kind: str, data: Path, tmp_path: Path) -> None:
     rows, ends_of = [], []
     for size, accumulate, budget in ((4, 1, None), (1, 4, None), (4, 1, 40)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from seqtune.config.axes import DataSpec, EvalSpec, TinyModelSpec, TrainSpec
 from seqtune.config.plan import Plan, Stage
 from seqtune.config.reading import dump, load
-from seqtune.objectives.specs import Dpo, Reward, Sft
+from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.parallel.specs import Single
 from seqtune.peft.specs import Full
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from seqtune.report.events import Event
 
 MODEL = TinyModelSpec(name="tiny", hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=64)
-OBJECTIVES: dict[str, Any] = {"sft": Sft, "dpo": Dpo, "reward": Reward}
+OBJECTIVES: dict[str, Any] = {"sft": Sft, "dpo": Dpo, "kto": Kto, "reward": Reward}
 
 
 def write_data(folder: Path, rows: int = 24) -> Path:

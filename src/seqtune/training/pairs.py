@@ -46,10 +46,10 @@ def pair_tokens(row: dict[str, list[int]]) -> int:
     return sum(len(row[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
 
 
-def sequences(rows: list[dict[str, list[int]]]) -> list[Scored]:
+def sequences(rows: list[dict[str, list[int]]], sides: tuple[str, ...] = SIDES) -> list[Scored]:
     """The sequences of some pairs, all chosen ones and then all rejected ones; completions are scored."""
     found = []
-    for side in SIDES:
+    for side in sides:
         for row in rows:
             prompt, completion = row["prompt_ids"], row[f"{side}_ids"]
             ids = np.array([*prompt, *completion], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Preference optimisation (DPO) on TRL's `DPOTrainer`."""
+"""Preference optimisation (DPO, KTO) on TRL's `DPOTrainer`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
@@ -13,12 +14,13 @@ from trl.trainer.utils import use_adapter
 from seqtune.training.common import (
     Measured,
     StageRun,
+    StepRows,
     Supervised,
     at_start,
     optimiser_steps,
     training_arguments,
 )
-from seqtune.training.forest import MicroBatch, token_scores
+from seqtune.training.forest import MicroBatch, Unit, lay_out, token_scores
 from seqtune.training.pairs import pair_tokens, pairs, sequences
 
 if TYPE_CHECKING:
@@ -31,6 +33,44 @@ class Preference(Supervised, DPOTrainer):  # type: ignore[misc]  # TRL is untype
     """`DPOTrainer` whose loss is the plan's objective on summed log-probs of the pair under model and reference."""
 
     shared = True
+    _kl = torch.zeros(())
+    """Mean log-ratio of completions of other prompts, over the rows of all processes that are measured together."""
+
+    def micro_batches(self, inputs: StepRows) -> list[MicroBatch]:
+        if self.run.stage.objective.needs_mismatched:
+            firsts = gather_object([inputs.rows[0]])  # the last row of a process goes on at the first of the next
+            following = firsts[(self.accelerator.process_index + 1) % len(firsts)]
+            self._estimate(inputs.rows, [*inputs.rows[1:], following])
+        return super().micro_batches(inputs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self.run.stage.objective.needs_mismatched:
+            assert self.eval_rows is not None  # the recorder asks for it only if there are rows
+            rows, mine = self.eval_rows.to_list(), slice(self.args.process_index, None, self.args.world_size)
+            self._estimate(rows[mine], [*rows[1:], rows[0]][mine])
+        return super().evaluate(*args, **kwargs)
+
+    @torch.no_grad()
+    def _estimate(self, rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+        """Set `_kl` from the prompts of `rows`, each with the chosen completion of the same place in `others`."""
+        mismatched = [
+            {"prompt_ids": one["prompt_ids"], "chosen_ids": two["chosen_ids"]}
+            for one, two in zip(rows, others, strict=True)
+        ]
+        found = torch.zeros(2, device=self.accelerator.device, dtype=torch.double)  # Σ r, and completions
+        cuts = self._cut([Unit(len(row["prompt_ids"]) + len(row["chosen_ids"])) for row in mismatched])
+        turns = self.turns(len(cuts))
+        for turn in range(turns):
+            cut = cuts[min(turn, len(cuts) - 1)] if cuts else range(0)
+            wanted = sequences([mismatched[number] for number in cut], sides=("chosen",))
+            batch = lay_out(wanted, self.accelerator.device, shared=self.shared)
+            with self.accelerator.autocast():
+                ratios = token_scores(self.model, self.accelerator.unwrap_model(self.model), batch).logps
+                ratios = batch.by_sequence(ratios - self._reference(batch)).sum(1)  # [B]
+            if turn < len(cuts):
+                found += torch.stack([ratios.double().sum(), torch.full_like(found[0], len(cut))])
+        total = self.accelerator.reduce(found, reduction="sum")
+        self._kl = (total[0] / total[1].clamp(min=1)).float()
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # `pairs` has tokenised it; TRL would look for the text
@@ -50,7 +90,10 @@ class Preference(Supervised, DPOTrainer):  # type: ignore[misc]  # TRL is untype
         )
         chosen, rejected = batch.by_sequence(scores.logps).sum(1).chunk(2)  # [B]: the chosen come first
         ref_chosen, ref_rejected = batch.by_sequence(self._reference(batch)).sum(1).chunk(2)
-        loss, metrics = self.objective(chosen, rejected, ref_chosen, ref_rejected, denominator=denominator)
+        given = [chosen, rejected, ref_chosen, ref_rejected]
+        if self.run.stage.objective.needs_mismatched:
+            given.append(self._kl)
+        loss, metrics = self.objective(*given, denominator=denominator)
         with torch.no_grad():
             metrics = {
                 **metrics,
