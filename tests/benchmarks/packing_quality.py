@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from seqtune.config.spec import PackingSpec
 
 ROOT = Path(__file__).parents[2]
-CAPACITY, ROWS, SHORTEST = 1024, 4, 64
+CAPACITY, ROWS, SHORTEST = 2048, 2, 64
 MODEL = TinyModelSpec(name="tiny", hidden_size=64, layers=3, intermediate_size=192)
 PAGE, PLOT = ROOT / "docs" / "packing-quality.md", ROOT / "docs" / "assets" / "packing-quality.png"
 
@@ -93,11 +93,11 @@ class Curve:
 def ways(mean: float) -> list[Way]:
     """The ways compared; `mean` tokens of a piece of one say how many of them padded batches take."""
     packed: dict[str, Any] = {"capacity": CAPACITY, "on_overflow": "split"}
-    accumulate = max(1, round(ROWS * CAPACITY / mean / ROWS))
+    together = max(1, round(ROWS * CAPACITY / mean))
     return [
         Way("best fit, isolated", BestFit(**packed)),
         Way("best fit, not isolated", BestFit(**packed, attention="causal")),
-        Way("padded", Unpacked(**packed), Padded, (("batch_size", ROWS), ("accumulate", accumulate))),
+        Way("padded", Unpacked(**packed), Padded, (("batch_size", together),)),
         Way("concatenate and cut", Wrapped(capacity=CAPACITY, attention="causal")),
         Way("decomposition", DatasetDecomposition(capacity=CAPACITY, shortest=SHORTEST, order=Cycles(cycles=8))),
         Way(
@@ -262,7 +262,7 @@ def plot(curves: dict[str, list[Curve]], place: Path) -> None:
 def main() -> None:
     """Run every way with every seed."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--steps", type=int, default=200)
+    words.add_argument("--steps", type=int, default=120)
     words.add_argument("--seeds", type=int, default=3)
     words.add_argument("--quick", action="store_true", help="6 steps, one seed: to try it out")
     words.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)} and its plot")
