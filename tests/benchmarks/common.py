@@ -77,6 +77,7 @@ def peak_rss_of(run: Callable[[], Any]) -> int:
     if child == 0:
         status = 1
         try:
+            torch.set_num_threads(1)  # the threads of the parent are not copied, and work given to them never ends
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is held now
             before = _resident("VmRSS")
             run()
