@@ -118,6 +118,7 @@ class DatasetDecomposition(PackingSpec):
     """Cut a document longer than the longest piece into pieces of random lengths, each length getting the same tokens,
     instead of longest ones: the default of the released code."""
     order: Order = Cycles()
+    """Which rows each optimiser step takes; `cycles` is the sampler of the paper."""
 
     @model_validator(mode="after")
     def _powers(self) -> DatasetDecomposition:
