@@ -9,11 +9,14 @@ def test_contract():
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.gradcheck import GradcheckError, gradcheck
+from torch.overrides import TorchFunctionMode
 
 from seqtune.objectives import OBJECTIVES
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from seqtune.config.spec import Family, ObjectiveSpec
 
 ROWS, TOKENS = 8, 6
+RANKS = 20
+"""Ranks of the made-up rewards: the default of `rank_grpo`."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,12 @@ class Batch:
     Args:
         tensors: Arguments by name.
         trained: Those that carry a gradient.
+        named: Those passed by keyword.
     """
 
     tensors: dict[str, Tensor]
     trained: tuple[str, ...]
+    named: frozenset[str] = frozenset()
 
     def rows(self, index: Tensor | slice) -> Batch:
         """The chosen rows."""
@@ -61,7 +68,7 @@ class Batch:
                 key: torch.zeros_like(value)
                 if key == "mask"
                 else torch.full_like(value, torch.nan)
-                if value.dim() == 2
+                if value.dim() == 2 and value.is_floating_point()
                 else value
                 for key, value in self.tensors.items()
             },
@@ -80,9 +87,11 @@ class Outcome:
 def check_objective(name: str, **fields: Any) -> None:
     """Check that a registered objective keeps the contract of its family.
 
-    Losses and gradients are finite; the gradient is the derivative; padding, the order of rows and the split into
-    micro-batches change nothing; the loss is inversely proportional to its denominator; rows without a trained token
-    add nothing, whatever they hold; metrics are detached scalars keyed `area/name`; half precision goes in.
+    Losses and gradients are finite; the gradient is the derivative (of a spec with `stops_gradient`: with every
+    detached value held fixed); padding, the order of rows and the split into micro-batches change nothing; the loss is
+    inversely proportional to its denominator; rows without a trained token add nothing, whatever they hold; metrics are
+    detached scalars keyed `area/name`; half precision goes in. A policy objective's advantages follow their completions
+    when groups change places, do not see padding, and are finite or left out.
 
     Args:
         name: In the registry `objectives`.
@@ -94,9 +103,11 @@ def check_objective(name: str, **fields: Any) -> None:
     """
     spec: ObjectiveSpec = OBJECTIVES.load(name)(name=name, **fields)
     loss = spec.build()
-    batch = example(spec.family)
+    if spec.needs_mismatched:
+        loss = partial(loss, kl=torch.tensor(0.4, dtype=torch.float64))
+    batch = example(spec.family, also=getattr(spec, "loss_inputs", frozenset()))
     _check_finite(loss, batch)
-    _check_gradient(loss, batch)
+    _check_gradient(loss, batch, held=spec.stops_gradient)
     _check_row_order(loss, batch)
     _check_split(loss, batch)
     _check_denominator(loss, batch)
@@ -105,13 +116,15 @@ def check_objective(name: str, **fields: Any) -> None:
         _check_padding(loss, batch)
         _check_masked_rows(loss, batch)
     _check_half_precision(loss, batch)
-    assert spec.denominator_unit in ("tokens", "pairs", "sequences"), "denominator_unit is no unit"
+    if spec.family == "policy":
+        _check_advantages(spec)
+    assert spec.denominator_unit in ("tokens", "pairs", "sequences", "slots"), "denominator_unit is no unit"
     assert spec.formula.strip(), "formula is empty"
     assert spec.source.strip(), "source is empty"
 
 
-def example(family: Family, seed: int = 0) -> Batch:
-    """A batch of random inputs for a family: 8 rows, up to 6 tokens each."""
+def example(family: Family, seed: int = 0, also: frozenset[str] = frozenset()) -> Batch:
+    """A batch of random inputs for a family: 8 rows, up to 6 tokens each; `also` names inputs passed by keyword."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -133,6 +146,9 @@ def example(family: Family, seed: int = 0) -> Batch:
     if family == "sft":
         return Batch({"logps": logps(ROWS, TOKENS), "mask": mask}, ("logps",))
     old = logps(ROWS, TOKENS)
+    if family == "offline":
+        tensors = {"logps": old + 0.3 * normal(ROWS, TOKENS), "ref_logps": old, "advantages": normal(ROWS)}
+        return Batch({**tensors, "mask": mask}, ("logps",))
     scale = torch.tensor([0.3, 1e-4], dtype=torch.float64).repeat(ROWS // 2).unsqueeze(1)  # clipped rows and others
     return Batch(
         {
@@ -141,9 +157,50 @@ def example(family: Family, seed: int = 0) -> Batch:
             "advantages": normal(ROWS),
             "mask": mask,
             "ref_logps": old + 0.2 * normal(ROWS, TOKENS),
+            **{name: value for name, value in rollout(seed, mask, old).items() if name in also},
         },
         ("logps",),
+        also,
     )
+
+
+def rollout(seed: int, mask: Tensor, old_logps: Tensor) -> dict[str, Any]:
+    """What policy objectives may ask of a rollout, made up, by the names of `seqtune.config.rules.INPUTS`.
+
+    Args:
+        seed: Of the values.
+        mask: `[B, T]`.
+        old_logps: `[B, T]`.
+    """
+    generator = torch.Generator().manual_seed(seed + 1)
+    rows, tokens = mask.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=old_logps.dtype)
+
+    def integers(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    return {
+        "mask": mask,
+        "limit": tokens,
+        "completion_ids": integers(3, rows, tokens),
+        "ended": integers(2, rows).bool(),
+        "old_logps": old_logps,
+        "ref_logps": old_logps + 0.2 * (uniform(rows, tokens) - 0.5),
+        "sampler_logps": old_logps + 0.4 * (uniform(rows, tokens) - 0.5),
+        "entropies": 2 * uniform(rows, tokens),
+        "segments": integers(2, rows, tokens).cumsum(1).clamp(max=2),
+        "prefix_mask": integers(4, rows, tokens) == 0,
+        "memory_mask": integers(4, rows, tokens) == 0,
+        "calls": integers(4, rows),
+        "plan_rewards": uniform(rows),
+        "rank_rewards": integers(2, rows, RANKS).to(old_logps.dtype),
+        "reward_columns": uniform(rows, 3),
+        "format_scores": integers(2, rows).to(old_logps.dtype),
+        "executions": uniform(rows, 2),
+        "judge_scores": uniform(rows),
+    }
 
 
 def outcome(loss: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: Batch, denominator: float) -> Outcome:
@@ -152,10 +209,43 @@ def outcome(loss: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: Batch,
         key: value.clone().requires_grad_() if key in batch.trained else value.clone()
         for key, value in batch.tensors.items()
     }
-    total, metrics = loss(*tensors.values(), denominator=denominator)
+    total, metrics = called(loss, batch, tensors, denominator)
     trained = [tensors[key] for key in batch.trained]
     gradients = torch.autograd.grad(total, trained)
     return Outcome(total.detach(), dict(zip(batch.trained, gradients, strict=True)), metrics)
+
+
+def called(
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]], batch: Batch, tensors: dict[str, Tensor], denominator: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss function on `tensors`, which stand for those of `batch`."""
+    given = {name: value for name, value in tensors.items() if name in batch.named}
+    placed = [value for name, value in tensors.items() if name not in batch.named]
+    return loss(*placed, **given, denominator=denominator)
+
+
+class Held(TorchFunctionMode):
+    """Holds every value that `detach` stops at what it was the first time: what is left is the surrogate whose
+    derivative a gradient with stopped parts is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[Tensor] = []
+        self.place = 0
+
+    def __enter__(self) -> Any:
+        self.place = 0
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function is not torch.Tensor.detach:
+            return result
+        if self.place == len(self.values):
+            self.values.append(result.clone())
+        held = self.values[self.place]
+        self.place += 1
+        return held
 
 
 def _with_columns(value: Tensor, columns: int) -> Tensor:
@@ -178,13 +268,16 @@ def _check_finite(loss: Callable[..., Any], batch: Batch) -> None:
     assert any(gradient.any() for gradient in found.gradients.values()), "the loss has a gradient"
 
 
-def _check_gradient(loss: Callable[..., Any], batch: Batch) -> None:
+def _check_gradient(loss: Callable[..., Any], batch: Batch, *, held: bool) -> None:
+    mode = Held() if held else nullcontext()
+
     def of(*trained: Tensor) -> Tensor:
         changed = {**batch.tensors, **dict(zip(batch.trained, trained, strict=True))}
-        total: Tensor = loss(*changed.values(), denominator=ROWS)[0]
-        return total
+        with mode:
+            return called(loss, batch, changed, ROWS)[0]
 
     points = [batch.tensors[key].clone().requires_grad_() for key in batch.trained]
+    of(*points)  # the first call is the one whose stopped values are held
     try:
         gradcheck(of, points, eps=1e-6, atol=1e-6, rtol=1e-4)
     except GradcheckError as error:
@@ -239,6 +332,32 @@ def _check_padding(loss: Callable[..., Any], batch: Batch) -> None:
 
 def _zeros_after(value: Tensor, columns: int) -> Tensor:
     return torch.cat([value, value.new_zeros(len(value), columns)], dim=1)
+
+
+def _check_advantages(spec: Any) -> None:
+    """Groups of 2 so that 8 rows make 4 groups, whatever group the spec asks for."""
+    size = 2
+    assign = spec.model_copy(update={"group_size": size}).build_advantage()
+    rewards = torch.randint(4, (ROWS,), generator=torch.Generator().manual_seed(7)).double()
+    tensors = example("policy").tensors
+    made = rollout(0, tensors["mask"], tensors["old_logps"])
+    given = {name: made[name] for name in sorted(spec.advantage_inputs)}
+    found = assign(rewards, **given)
+    assert found.shape in ((ROWS,), (ROWS, TOKENS)), f"advantages have the shape {tuple(found.shape)}"
+    assert not found.isinf().any(), "advantages are finite, or NaN where something is left out"
+    order = torch.tensor([3, 0, 2, 1]).repeat_interleave(size) * size + torch.arange(size).repeat(ROWS // size)
+    moved = {name: value[order] if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    _follows(assign(rewards[order], **moved), found[order], "advantages follow their completions")
+    wide = {
+        name: _with_columns(value, 2) if isinstance(value, torch.Tensor) and value.shape[1:] == (TOKENS,) else value
+        for name, value in given.items()
+    }
+    padded = assign(rewards, **wide)
+    _follows(padded[:, :TOKENS] if padded.dim() == 2 else padded, found, "padding does not change advantages")
+
+
+def _follows(one: Tensor, other: Tensor, clause: str) -> None:
+    torch.testing.assert_close(one, other, equal_nan=True, msg=lambda difference: f"{clause}: {difference}")
 
 
 def _check_masked_rows(loss: Callable[..., Any], batch: Batch) -> None:

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from seqtune.objectives.advantages import group
 from seqtune.objectives.policy import (
+    Clip,
     clipped_high,
     clipped_low,
     importance_ratio,
@@ -23,6 +24,7 @@ from seqtune.objectives.reduce import masked_mean
 from seqtune.objectives.specs import Grpo, Gspo, Policy
 
 A = group(REWARDS, 4)
+CLIP = Clip("pessimistic", 0.2, 0.2)
 COUNT = {"sequence_mean": ROWS, "token_mean": LIVE_TOKENS, "token_sum": ROWS}
 
 
@@ -36,8 +38,7 @@ def f1(ratio: str, low: float, high: float, aggregation: str = "sequence_mean", 
         MASK,
         more.pop("ref_logps", None),
         ratio=ratio,
-        epsilon_low=low,
-        epsilon_high=high,
+        clip=Clip("pessimistic", low, high),
         aggregation=aggregation,
         denominator=COUNT[aggregation],
         **more,
@@ -207,8 +208,7 @@ def both(d: Tensor, advantages: Tensor, low: float = 0.2, high: float = 0.2) -> 
             advantages,
             torch.ones_like(d),
             ratio=ratio,
-            epsilon_low=low,
-            epsilon_high=high,
+            clip=Clip("pessimistic", low, high),
             aggregation="sequence_mean",
             denominator=len(d),
         )
@@ -292,7 +292,7 @@ def test_a_token_without_a_finite_ratio_is_left_out_and_counted() -> None:
     old = OLD.clone()
     old[1, 0] = -torch.inf
     logps = LOGPS.clone().requires_grad_()
-    settings = {"ratio": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, "aggregation": "sequence_mean"}
+    settings = {"ratio": "token", "clip": CLIP, "aggregation": "sequence_mean"}
     loss, metrics = policy_loss(logps, old, A, MASK, **settings, denominator=4)
     (gradient,) = torch.autograd.grad(loss, logps)
     near(loss, -0.003360 + ((0.528159 + 0.715185) / 2 - 0.697019) / 4)
@@ -308,7 +308,7 @@ def test_an_empty_row_may_hold_an_undefined_advantage() -> None:
     advantages = A.clone()
     advantages[3] = torch.nan
     logps = LOGPS.clone().requires_grad_()
-    settings = {"ratio": "token", "epsilon_low": 0.2, "epsilon_high": 0.2, "aggregation": "sequence_mean"}
+    settings = {"ratio": "token", "clip": CLIP, "aggregation": "sequence_mean"}
     loss, _ = policy_loss(logps, OLD, advantages, mask, **settings, denominator=4)
     near(loss, -0.160584)
     assert torch.autograd.grad(loss, logps)[0].isfinite().all()
@@ -337,8 +337,7 @@ def test_metrics_by_hand() -> None:
         A,
         emptied,
         ratio="token",
-        epsilon_low=0.2,
-        epsilon_high=0.2,
+        clip=CLIP,
         aggregation="token_mean",
         denominator=1,
     )[1]

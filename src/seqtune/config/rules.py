@@ -36,6 +36,49 @@ class Violation:
     hint: str
 
 
+INPUTS: dict[str, str] = {
+    "mask": "",
+    "limit": "",
+    "ended": "",
+    "completion_ids": "",
+    "old_logps": "",
+    "ref_logps": "",
+    "sampler_logps": "",
+    "entropies": "",
+    "segments": "",
+    "reward_columns": "several rewards kept apart, one column each",
+    "rank_rewards": "a reward for each line of a completion",
+    "plan_rewards": "a reward of the plan beside that of the answer",
+    "prefix_mask": "completions that go on from a demonstration's beginning",
+    "executions": "a low-level model that executes each completion",
+    "format_scores": "a score of each completion's form beside its reward",
+    "judge_scores": "a judge's score of each completion beside its reward",
+    "calls": "completions that call tools, and how often each did",
+    "memory_mask": "correct answers rewritten without what was retrieved",
+    "scored_texts": "training on scored completions of a file, without rollouts",
+    "reference_values": "the reward the reference model is expected to earn for each prompt",
+}
+"""What an objective may need beyond what its family is always called with, by the name a spec uses: what it is, in
+words. Without words: the policy trainer has it of every rollout."""
+
+HEADS = {
+    "reward_columns": "reward",
+    "rank_rewards": "reward",
+    "plan_rewards": "reward",
+    "format_scores": "reward",
+    "judge_scores": "reward",
+    "scored_texts": "data",
+    "reference_values": "data",
+}
+"""The axis each input would come from; the others come from the rollout."""
+
+INSTEAD = {
+    "plan_rewards": "objective.plan_advantage=answer gives the plan the advantage of the answer",
+    "reward_columns": "objective.advantage=group takes the one reward there is",
+}
+"""What to choose where an input is missing."""
+
+
 def training(stage: Stage, given: ComposedStage) -> Iterator[Violation]:
     """Every rule a stage that is to be trained breaks.
 
@@ -95,6 +138,25 @@ def unread(stages: Sequence[Stage], given: Sequence[ComposedStage]) -> dict[str,
     return {path: why[0] for path, why in reasons.items() if why[0] is not None and None not in why}
 
 
+OBJECTIVE_READS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "gamma": ("advantage", ("reinforce_pp",), "objective.advantage={} discounts nothing"),
+    "tree_weight": ("credit", ("tree",), "objective.credit={} grows no tree"),
+    "tree_root": ("credit", ("tree",), "objective.credit={} grows no tree"),
+    "tau_positive": ("clip", ("soft",), "objective.clip={} has no sigmoid"),
+    "tau_negative": ("clip", ("soft",), "objective.clip={} has no sigmoid"),
+    "epsilon_low": ("clip", ("pessimistic", "gate"), "objective.clip={} has no lower bound"),
+    "epsilon_high": ("clip", ("pessimistic", "gate", "cispo"), "objective.clip={} has no upper bound"),
+    "correction_over": ("correction", ("truncate", "mask"), "objective.correction={} weighs nothing"),
+    "correction_high": ("correction", ("truncate", "mask"), "objective.correction={} weighs nothing"),
+    "correction_low": ("correction", ("mask",), "objective.correction={} has no lower bound"),
+    "rejection_kl": ("rejection", ("sum", "mean", "max"), "objective.rejection={} leaves nothing out"),
+    "rejection_threshold": ("rejection", ("sum", "mean", "max"), "objective.rejection={} leaves nothing out"),
+    "share": ("grouping", ("share",), "objective.grouping={} has bins"),
+    "bins": ("grouping", ("bins",), "objective.grouping={} has a share"),
+}
+"""Fields of policy objectives that are read only where another field has one of the values; and why not else."""
+
+
 def _idle(path: str, stage: Stage) -> str | None:
     """Why the stage does not read the value at `path`; None when it does."""
     axis, _, field = path.partition(".")
@@ -109,7 +171,11 @@ def _idle(path: str, stage: Stage) -> str | None:
             return f"objective '{objective.name}' packs no rows"
         if family == "policy" and field in ("capacity", "on_overflow"):
             return f"rollout.max_new_tokens bounds the completions of objective '{objective.name}'"
-    if path == "objective.kl" and getattr(objective, "beta", None) == 0:
+    if axis == "objective" and field in OBJECTIVE_READS:
+        other, values, why = OBJECTIVE_READS[field]
+        if getattr(objective, other, values[0]) not in values:
+            return why.format(getattr(objective, other))
+    if path in ("objective.kl", "objective.kl_in", "objective.kl_corrected") and getattr(objective, "beta", None) == 0:
         return "objective.beta=0 keeps no reference model"
     if path == "train.epochs" and stage.train.max_steps is not None:
         return f"train.max_steps={stage.train.max_steps} decides; train.max_steps=null trains epochs"
@@ -118,14 +184,83 @@ def _idle(path: str, stage: Stage) -> str | None:
 
 def _ratio_and_aggregation(stage: Stage) -> Iterator[Violation]:
     objective: Any = stage.objective
-    if objective.family != "policy" or objective.ratio != "sequence" or objective.aggregation == "sequence_mean":
+    if objective.family != "policy" or objective.aggregation == "sequence_mean":
+        return
+    if objective.ratio not in ("sequence", "sequence_sum"):
         return
     yield Violation(
-        f"objective.ratio=sequence with objective.aggregation={objective.aggregation}: summing over tokens would weigh "
-        "each completion by its length, while the ratio that is clipped belongs to the whole completion",
+        f"objective.ratio={objective.ratio} with objective.aggregation={objective.aggregation}: summing over tokens "
+        "would weigh each completion by its length, while the ratio that is clipped belongs to the whole completion",
         ("objective.aggregation", "objective.ratio"),
         "objective.aggregation=sequence_mean, or objective=grpo, whose ratio is that of a token",
     )
+
+
+def _needs(stage: Stage) -> Iterator[Violation]:
+    provided = {name for name, words in INPUTS.items() if not words} | getattr(stage.reward, "gives", frozenset())
+    missing = sorted(stage.objective.needs - provided)
+    if not missing:
+        return
+    axes = sorted({HEADS.get(name, "rollout") for name in missing})
+    told = [f"{axis} '{_chosen(stage, axis)}'" for axis in axes]
+    yield Violation(
+        f"objective '{stage.objective.name}' needs {'; '.join(INPUTS[name] for name in missing)}: "
+        f"{' and '.join(told)} provide{'s' if len(told) == 1 else ''} no such thing",
+        ("objective.name", *(f"{axis}.name" for axis in axes)),
+        next((INSTEAD[name] for name in missing if name in INSTEAD), "another objective: seqtune list objectives"),
+    )
+
+
+def _chosen(stage: Stage, axis: str) -> str:
+    """What a stage chose on an axis, in a word."""
+    spec = getattr(stage, axis)
+    return "none" if spec is None else str(getattr(spec, "name", None) or getattr(spec, "format", axis))
+
+
+def _parts_fit(stage: Stage) -> Iterator[Violation]:
+    """Parts of a policy objective that contradict each other."""
+    objective: Any = stage.objective
+    if objective.family != "policy":
+        return
+    if objective.gradient == "token" and objective.ratio == "token":
+        yield Violation(
+            "objective.gradient=token with objective.ratio=token: the ratio is the token's already",
+            ("objective.gradient", "objective.ratio"),
+            "objective.gradient=shared, or objective.ratio=sequence",
+        )
+    if objective.clip != "pessimistic" and objective.bound is not None:
+        yield Violation(
+            f"objective.bound with objective.clip={objective.clip}: only the pessimistic clip has an outer bound",
+            ("objective.bound", "objective.clip"),
+            "objective.bound=null, or objective.clip=pessimistic",
+        )
+    if objective.bound is not None and objective.bound <= 1 + objective.epsilon_high:
+        yield Violation(
+            f"objective.bound={objective.bound} lies inside the clip range, which ends at 1 + objective.epsilon_high = "
+            f"{1 + objective.epsilon_high}",
+            ("objective.bound", "objective.epsilon_high"),
+            "a bound well above it: 3 for the dual clip",
+        )
+    if objective.kl_in == "reward" and objective.kl_corrected:
+        yield Violation(
+            "objective.kl_corrected weighs a KL by the ratio of the step, which the reward is computed before",
+            ("objective.kl_corrected", "objective.kl_in"),
+            "objective.kl_in=loss, or objective.kl_corrected=false",
+        )
+    if objective.credit == "tree" and objective.advantage.startswith("reinforce_pp"):
+        yield Violation(
+            f"objective.credit=tree starts from one advantage a completion; objective.advantage={objective.advantage} "
+            "gives one a token",
+            ("objective.credit", "objective.advantage"),
+            "objective.advantage=group",
+        )
+    if objective.correction == "mask" and objective.correction_over == "sequence_sum":
+        yield Violation(
+            "objective.correction=mask over the sum of a completion's log ratios leaves out whole long completions: "
+            "the sum grows with length",
+            ("objective.correction_over", "objective.correction"),
+            "objective.correction_over=sequence_mean, or token",
+        )
 
 
 def _policy_needs(stage: Stage) -> Iterator[Violation]:
@@ -433,6 +568,8 @@ DATA_AND_EVALUATION: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
 TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _format_fits,
     _policy_needs,
+    _needs,
+    _parts_fit,
     _ratio_and_aggregation,
     _groups_fill_batches,
     _lm_head_adapter,

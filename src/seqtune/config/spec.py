@@ -9,10 +9,11 @@ from pydantic import Field
 from seqtune.config.base import Spec as Spec
 from seqtune.config.order import Order, Shuffle
 
-Family = Literal["sft", "preference", "reward", "policy"]
+Family = Literal["sft", "preference", "reward", "policy", "offline"]
 """Which trainer runs an objective."""
-DenominatorUnit = Literal["tokens", "pairs", "sequences"]
-"""What the denominator of a loss counts over an optimiser step; `tokens` are those of the loss mask."""
+DenominatorUnit = Literal["tokens", "pairs", "sequences", "slots"]
+"""What the denominator of a loss counts over an optimiser step. `tokens`: those of the loss mask; `slots`: completions
+times the most tokens one may have."""
 
 
 class ObjectiveSpec(Spec):
@@ -25,9 +26,21 @@ class ObjectiveSpec(Spec):
     """arXiv id or URL the formula and the defaults follow."""
     needs_reference: ClassVar[bool] = False
     """Whether log-probs of a frozen reference model are needed whatever the fields say."""
+    needs_mismatched: ClassVar[bool] = False
+    """Whether a preference objective also takes the mean log-ratio of completions of other prompts."""
 
     name: str
     """Name in the registry `objectives`."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Inputs beyond those its family is always called with: keys of `seqtune.config.rules.INPUTS`."""
+        return frozenset()
+
+    @property
+    def stops_gradient(self) -> bool:
+        """Whether the loss holds parts of itself fixed with `detach`, so that its gradient is not its derivative."""
+        return False
 
     @property
     def denominator_unit(self) -> DenominatorUnit:
@@ -44,6 +57,8 @@ class PackingSpec(Spec):
 
     is_online: ClassVar[bool] = False
     """Whether `online()` packs documents as they arrive, as a mixture needs."""
+    splits: ClassVar[bool] = False
+    """Whether the packer itself cuts documents longer than a row where `on_overflow` is `split`."""
 
     name: str
     """Name in the registry `packings`."""
@@ -51,8 +66,9 @@ class PackingSpec(Spec):
     """Tokens a row holds at most."""
     attention: Literal["document", "causal"] = "document"
     """`document`: no token sees another document of its row; `causal`: it sees the whole row before it."""
-    on_overflow: Literal["error", "truncate", "split", "drop"] = "error"
-    """What happens to a document longer than `capacity`; lossy choices are counted in the report."""
+    on_overflow: Literal["error", "truncate", "truncate_left", "split", "drop"] = "error"
+    """What happens to a document longer than `capacity`: `truncate` keeps its beginning, `truncate_left` its end; lossy
+    choices are counted in the report."""
     seed: int = Field(0, ge=0)
     """Seed of the order of rows."""
     order: Order = Shuffle()
@@ -61,7 +77,7 @@ class PackingSpec(Spec):
     """Folder written by `seqtune pack`: training reads it and tokenises nothing."""
 
     def build(self) -> Any:
-        """The packer: `(lengths, capacity, seed) -> seqtune.packing.best_fit.Bins`."""
+        """The packer: `(lengths, capacity, seed) -> seqtune.packing.bins.Bins`."""
         raise NotImplementedError
 
     def cut(self, lengths: Any) -> Any:

@@ -155,16 +155,72 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         """TRL's rollout with the plan's advantages. TRL shuffles afterwards: groups are whole only here."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         rewards = list(self._logs["rewards"][self.reward_func_names[0]])  # of all processes, NaN where there is none
-        advantages = self.advantage(torch.tensor(rewards))
+        own = self._described(output)
+        known = {name: self._of_all(own[name]) for name in sorted(self.spec.advantage_inputs)}
+        advantages = self.advantage(torch.tensor(rewards), **known)
         mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        output["advantages"] = advantages[mine].to(output["advantages"].device)
+        columns = output["completion_ids"].shape[1]
+        own_advantages = advantages[mine] if advantages.dim() == 1 else advantages[mine, :columns]
+        output["advantages"] = own_advantages.to(output["advantages"].device)
+        output.update({name: own[name] for name in self.spec.loss_inputs if name in own})
         if self.accelerator.is_main_process:
-            self._write_samples(rewards, advantages.tolist())
+            self._write_samples(rewards, advantages, known.get("mask"))
         return output
 
-    def _write_samples(self, rewards: list[float], advantages: list[float]) -> None:
-        """One group of every rollout, to read: `{stage, step, prompt, completion, reward, advantage}` a completion."""
-        shown = zip(self._logs["prompt"], self._logs["completion"], rewards, advantages, strict=True)
+    def _described(self, output: dict[str, Any]) -> dict[str, Any]:
+        """What the objective asks to know of this process's completions, by the names its spec uses."""
+        asked = self.spec.advantage_inputs | self.spec.loss_inputs
+        ids, mask = output["completion_ids"], output["completion_mask"].bool()
+        places = torch.arange(ids.shape[1], device=ids.device)
+        last = ids.gather(1, (places * mask).amax(1, keepdim=True)).squeeze(1)
+        found: dict[str, Any] = {
+            "mask": mask,
+            "completion_ids": ids,
+            "ended": torch.isin(last, torch.tensor(self.eos_token_ids, device=ids.device)),
+            "limit": self.max_completion_length,
+        }
+        if "ref_per_token_logps" in output:
+            found["ref_logps"] = output["ref_per_token_logps"]
+        if "sampling_per_token_logps" in output:
+            found["sampler_logps"] = output["sampling_per_token_logps"]
+        if asked & {"old_logps", "entropies"}:
+            rows = torch.cat([output["prompt_ids"], ids], 1), torch.cat([output["prompt_mask"], mask], 1)
+            with torch.no_grad():
+                found["old_logps"], found["entropies"] = self._scores(self.model, *rows, ids.shape[1], entropy=True)
+        if "segments" in asked:
+            found["segments"] = self._segments(ids, mask)
+        return found
+
+    def _segments(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Segment of each token, `[B, T]`; -1 outside the mask."""
+        found = torch.full_like(ids, -1)
+        segment, pieces = self.spec.build_segments(), {}
+        for token in set(ids[mask].tolist()):
+            pieces[token] = self._tokenizer.decode([token], skip_special_tokens=True)
+        for row, (tokens, live) in enumerate(zip(ids.tolist(), mask, strict=True)):
+            numbers = segment([pieces[token] for token, keep in zip(tokens, live.tolist(), strict=True) if keep])
+            found[row, live] = torch.tensor(numbers, dtype=ids.dtype, device=ids.device)
+        return found
+
+    def _of_all(self, value: Any) -> Any:
+        """Rows of all processes, in their order, padded to the same width; a single number is everyone's."""
+        if not isinstance(value, torch.Tensor):
+            return value
+        if value.dim() > 1:
+            value = self.accelerator.pad_across_processes(value, dim=1)
+        return self.accelerator.gather(value).cpu()
+
+    def _write_samples(self, rewards: list[float], advantages: Tensor, mask: Tensor | None) -> None:
+        """One group of every rollout, to read: `{stage, step, prompt, completion, reward, advantage}` a completion.
+
+        Where tokens have advantages of their own they stand in `advantages`, one a token, and `advantage` is their
+        mean. None is what the objective leaves out.
+        """
+        by_token = None
+        if advantages.dim() == 2 and mask is not None:
+            by_token = [row[live].tolist() for row, live in zip(advantages, mask.bool(), strict=True)]
+            advantages = masked_mean(advantages, mask, dim=1)
+        shown = zip(self._logs["prompt"], self._logs["completion"], rewards, advantages.tolist(), strict=True)
         rows = [
             {
                 "stage": self.run.stage.name,
@@ -172,10 +228,12 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
                 "prompt": plain(prompt),
                 "completion": plain(completion),
                 "reward": None if math.isnan(reward) else reward,
-                "advantage": advantage,
+                "advantage": None if math.isnan(advantage) else advantage,
             }
             for prompt, completion, reward, advantage in islice(shown, self.num_generations)
         ]
+        for row, values in zip(rows, by_token or (), strict=False):
+            row["advantages"] = [None if math.isnan(value) else value for value in values]
         self.run.folder.append_samples(rows)
 
     # The objective
@@ -267,20 +325,33 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         **multimodal: Any,
     ) -> tuple[Tensor, None, None]:
         """What TRL asks for the old and the reference policy: log-probs of the completions, `[B, T]`, no gradient."""
-        mask = attention_mask[:, -logits_to_keep:].bool()
-        logps = torch.zeros(mask.shape, device=input_ids.device)
-        batches = self._lay(input_ids, attention_mask, logits_to_keep)
+        return self._scores(model, input_ids, attention_mask, logits_to_keep, entropy=False)[0], None, None
+
+    def _scores(
+        self, model: Any, ids: Tensor, present: Tensor, completion: int, *, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs of the completions in padded rows, `[B, T]`, and, if asked for, entropies; else zeros."""
+        mask = present[:, -completion:].bool()
+        logps = torch.zeros(mask.shape, device=ids.device)
+        entropies = torch.zeros(mask.shape, device=ids.device)
+        batches = self._lay(ids, present, completion)
         inner = self.accelerator.unwrap_model(model)
         for turn in range(self.turns(len(batches))):
             rows, batch = batches[min(turn, len(batches) - 1)]
             with self.accelerator.autocast():
-                scores = token_scores(model, inner, batch, temperature=self.temperature)
+                scores = token_scores(model, inner, batch, temperature=self.temperature, entropy=entropy)
             logps[rows] = to_columns(batch, scores.logps, mask[rows])
-        return logps, None, None
+            if scores.entropy is not None:
+                entropies[rows] = to_columns(batch, scores.entropy, mask[rows])
+        return logps, entropies
 
     def count(self, batch: Completions) -> float:
-        mask = batch.rows["completion_mask"]
-        return float(len(mask) if self.spec.denominator_unit == "sequences" else mask.sum())
+        mask = batch.rows["completion_mask"].bool()  # [B, T]
+        if self.spec.denominator_unit == "tokens":
+            advantages = batch.rows["advantages"]
+            left_out = advantages.isnan() if advantages.dim() == 2 else advantages.isnan().unsqueeze(1)
+            return float((mask & ~left_out).sum())
+        return float(len(mask) * (self.max_completion_length if self.spec.denominator_unit == "slots" else 1))
 
     def measure(self, model: Any, batch: Completions, denominator: Tensor | float) -> Measured:
         rows, mask = batch.rows, batch.rows["completion_mask"].bool()  # [B, T]
@@ -292,13 +363,15 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         entropies = to_columns(batch.forest, scores.entropy, mask)  # type: ignore[arg-type]  # asked for
         # Without old log-probs the rollout is taken whole in one step: the policy that sampled is the one trained.
         old_logps = rows.get("old_per_token_logps", logps.detach())
-        advantages = rows["advantages"]  # [B]
-        if "importance_sampling_ratio" in rows:
+        advantages = rows["advantages"]  # [B] or [B, T]
+        given = {name: rows[name] for name in self.spec.loss_inputs if name in rows}
+        if "importance_sampling_ratio" in rows and "sampler_logps" not in given:
             # vLLM's probabilities differ a little from the trainer's; a weight r >= 0 of the surrogate is one of A,
             # because min(w r A, clip(w) r A) = r min(w A, clip(w) A).
-            advantages = advantages.unsqueeze(1) * rows["importance_sampling_ratio"]
+            weighed = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
+            advantages = weighed * rows["importance_sampling_ratio"]
         loss, metrics = self.objective(
-            logps, old_logps, advantages, mask, rows.get("ref_per_token_logps"), denominator=denominator
+            logps, old_logps, advantages, mask, rows.get("ref_per_token_logps"), **given, denominator=denominator
         )
         return Measured(
             loss,
