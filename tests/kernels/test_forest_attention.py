@@ -161,12 +161,11 @@ def test_tiles_lose_nothing_and_mask_little(forest: SegmentForest, window: int |
 
 
 @settings(max_examples=25)
-@given(forest=forests(), cut=st.integers(1, 30), window=st.integers(1, 12) | st.none())
-def test_clipped_pieces_merge_to_the_whole(forest: SegmentForest, cut: int, window: int | None) -> None:
+@given(forest=forests(), cuts=st.tuples(st.integers(1, 30), st.integers(1, 30)), window=st.integers(1, 12) | st.none())
+def test_clipped_pieces_merge_to_the_whole(forest: SegmentForest, cuts: tuple[int, int], window: int | None) -> None:
     """Queries of one half of the row, keys in two halves that arrive one after the other: the merged result and the
     summed gradients are those of the whole row."""
-    whole = (0, forest.tokens)
-    halves = [(0, min(cut, forest.tokens)), (min(cut, forest.tokens), forest.tokens)]
+    q_halves, k_halves = ([(0, min(cut, forest.tokens)), (min(cut, forest.tokens), forest.tokens)] for cut in cuts)
     options: dict[str, Any] = {"scale": 0.5, "window": window, "softcap": None}
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = (torch.randn(forest.tokens, 2, 8, generator=generator, dtype=torch.float64) for _ in range(4))
@@ -174,18 +173,16 @@ def test_clipped_pieces_merge_to_the_whole(forest: SegmentForest, cut: int, wind
     out, lse = cpu.forward(q, k, v, row, **options)
     expected = (out, *cpu.backward(grad, q, k, v, out, lse, row, **options))
     found = [torch.zeros_like(x) for x in (q, q, k, v)]
-    for queries in halves:
+    for queries in q_halves:
         mine = slice(*queries)
-        parts = {
-            keys: Layout(forest.pieces, forest.position_ids, queries=queries, keys=keys) for keys in [*halves, whole]
-        }
+        parts = {keys: Layout(forest.pieces, forest.position_ids, queries=queries, keys=keys) for keys in k_halves}
         merged, sums = torch.zeros_like(q[mine]), q.new_full((2, len(q[mine])), float("-inf"))
-        for keys in halves:
+        for keys in k_halves:
             part, part_lse = cpu.forward(q[mine], k[slice(*keys)], v[slice(*keys)], parts[keys], **options)
             merged, turned = merge(merged, sums.T, part, part_lse.T)
             sums = turned.T.contiguous()
         found[0][mine] = merged
-        for keys in halves:
+        for keys in k_halves:
             theirs = slice(*keys)
             of_q, of_k, of_v = cpu.backward(
                 grad[mine], q[mine], k[theirs], v[theirs], merged, sums, parts[keys], **options

@@ -235,8 +235,8 @@ def _straighten(block: Block) -> Iterator[Block]:
     yield Block(q, q + head, k, k + head if block.causal else block.k_end, block.causal)
     for start in range(head, queries, TILE):
         end = min(start + TILE, queries)
-        if (rows := min(end - 1, keys + reach - 1)) > start:
-            yield Block(q + start, q + rows, k + start - reach + 1, k + min(end - reach, keys), causal=False, reach=1)
+        if start < end - 1:
+            yield Block(q + start, q + end - 1, k + start - reach + 1, k + end - reach, causal=False, reach=1)
         seen = start if block.causal else keys  # by each of these queries, from `end - reach`
         if end - reach < seen:
             yield Block(q + start, q + end, k + end - reach, k + seen, causal=False)
