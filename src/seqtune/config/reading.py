@@ -198,7 +198,8 @@ def spec_of(axis: str, value: Mapping[str, Any], given: ComposedStage) -> type[S
     if axis == "model":
         return TinyModelSpec if name == "tiny" else ModelSpec
     if axis == "data":
-        return {"template_math": TemplateMathSpec, "mixture": MixtureSpec}.get(str(name), DataSpec)
+        generated: dict[str, type[Spec]] = {"template_math": TemplateMathSpec, "mixture": MixtureSpec}
+        return generated.get(str(name), DataSpec)
     return AXIS_SPECS[axis][0]
 
 
