@@ -114,6 +114,27 @@ def test_an_adapter_is_seen_through() -> None:
     assert model.config._attn_implementation != "eager"
 
 
+@pytest.mark.parametrize("name", ["Qwen3", "Gemma2"])
+def test_autocast(name: str) -> None:
+    """Weights in fp32, products in bf16: queries and keys come out of their norms in fp32, values do not."""
+    config = getattr(hf, f"{name}Config")(**SHAPE, head_dim=8, sliding_window=3, attn_implementation="eager")
+    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    losses = []
+    for forest in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            if forest:
+                use_forest(model)
+                logits = model(**forest_inputs(FLAT, "cpu")).logits[0]
+                rows = [logits[torch.from_numpy(row)] for row in FLAT.rows]
+            else:
+                rows = [model(input_ids=torch.from_numpy(FLAT.input_ids[row])[None]).logits[0] for row in FLAT.rows]
+        losses.append(sum(row.float().log_softmax(-1)[:, 3].sum() for row in rows))
+        model.zero_grad()
+        losses[-1].backward()
+        losses.append(model.model.layers[0].self_attn.v_proj.weight.grad.clone())
+    torch.testing.assert_close(losses[:2], losses[2:], atol=1e-2, rtol=1e-2)
+
+
 def test_gradient_checkpointing_changes_nothing() -> None:
     model = llama()
     use_forest(model)

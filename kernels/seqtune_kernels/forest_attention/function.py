@@ -76,12 +76,13 @@ class _ForestAttention(torch.autograd.Function):
         v: Tensor,
         *parts: Tensor,
     ) -> Tensor:
-        out, lse = kernel.forward(q, k, v, layout, **options)
-        if parts:
-            out, lse = out.to(lse.dtype), lse.T  # [Tq, Hq, D] and [Tq, Hq]
-            for part, part_lse in zip(parts[::2], parts[1::2], strict=True):
-                out, lse = merge(out, lse, part.to(out.dtype), part_lse.to(lse.dtype))
-            lse = lse.T.contiguous()
+        with torch.autocast(q.device.type, enabled=False):  # sums inside a kernel keep the precision they ask for
+            out, lse = kernel.forward(q, k, v, layout, **options)
+            if parts:
+                out, lse = out.to(lse.dtype), lse.T  # [Tq, Hq, D] and [Tq, Hq]
+                for part, part_lse in zip(parts[::2], parts[1::2], strict=True):
+                    out, lse = merge(out, lse, part.to(out.dtype), part_lse.to(lse.dtype))
+                lse = lse.T.contiguous()
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, lse, *parts)
         ctx.kernel, ctx.layout, ctx.options = kernel, layout, options
@@ -91,7 +92,8 @@ class _ForestAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *parts = ctx.saved_tensors
         (grad,) = grads
-        found = ctx.kernel.backward(grad, q, k, v, out, lse, ctx.layout, **ctx.options)
+        with torch.autocast(q.device.type, enabled=False):
+            found = ctx.kernel.backward(grad, q, k, v, out, lse, ctx.layout, **ctx.options)
         of_parts: list[Tensor] = []
         for part, part_lse in zip(parts[::2], parts[1::2], strict=True):
             share = (part_lse - lse.T).exp().nan_to_num(0.0)  # [Tq, Hq] of the softmax; -inf - -inf has none

@@ -111,7 +111,9 @@ def _attend(
     if fault is not None:
         raise SeqtuneError(f"this model cannot read this batch as a forest: {fault}", where="model")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    kind = query.device.type  # autocast leaves what a norm in fp32 gave, and values that met none
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
     width = value.shape[-1]
     if width != query.shape[-1]:  # kernels take one width for all
         widest = max(width, query.shape[-1])
