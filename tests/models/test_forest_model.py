@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 import transformers as hf
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from seqtune.config.axes import ModelSpec
 from seqtune.errors import SeqtuneError
 from seqtune.forest import flatten_documents, flatten_groups
 from seqtune.models.forest import NAME, NAMES, attention, forest_inputs, refusal, use_forest
+from seqtune.models.load import load_model
 from seqtune_kernels.forest_attention import function
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 31,
@@ -75,6 +80,16 @@ def test_backends_on_cpu_agree(backend: str) -> None:
     logits = model(**forest_inputs(FLAT, "cpu")).logits[0]
     for row, one in zip(FLAT.rows, expected, strict=True):
         torch.testing.assert_close(logits[torch.from_numpy(row)], one)
+
+
+def test_an_architecture_without_fused_attention_loads_and_reads_forests(tmp_path: Path) -> None:
+    """Gemma 2 caps its scores, which fused attention of PyTorch cannot: transformers generates with eager."""
+    config = hf.Gemma2Config(**SHAPE, head_dim=8, attn_implementation="eager")
+    hf.Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(ModelSpec(name=str(tmp_path)), device="cpu")
+    assert model.config._attn_implementation == "eager"
+    assert use_forest(model).name == "sdpa"
+    model(**forest_inputs(FLAT, "cpu"))
 
 
 def test_attention_is_put_back_whatever_happens() -> None:

@@ -67,8 +67,10 @@ def load_model(
         if spec.rope is not None:
             changed["config"] = AutoConfig.from_pretrained(**source)
             rope.apply(changed["config"], spec.rope)
+        # None is transformers' choice: sdpa, or eager for the architectures that do not have it.
+        implementation = None if (spec.attention, attention) == ("auto", "sdpa") else attention
         model = AutoModelForCausalLM.from_pretrained(
-            **source, **changed, dtype=dtype, attn_implementation=attention, use_safetensors=True
+            **source, **changed, dtype=dtype, attn_implementation=implementation, use_safetensors=True
         )
     return model.to(place).eval()
 
