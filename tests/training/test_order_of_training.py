@@ -17,6 +17,7 @@ from seqtune.config.order import Cycles, GroupByLength, GrowLength, Shuffle, Tok
 from seqtune.errors import SeqtuneError
 from seqtune.packing import order
 from seqtune.packing.specs import BestFit, DatasetDecomposition, OnlineBestFit, Unpacked
+from seqtune.parallel.specs import Ddp, Single
 from seqtune.report.events import Step
 from seqtune.training import sft
 from seqtune.training.common import complete_checkpoints, stage_folder
@@ -179,3 +180,24 @@ def test_a_mixture_that_ends_is_trained_to_its_end(
     late = create(tmp_path / "late", one.model_copy(update={"train": one.train.model_copy(update={"max_steps": 500})}))
     with pytest.raises(SeqtuneError, match=rf"the data ends after {len(trained)} steps; 500 were asked for"):
         train(plan_of(late), folder=late, watch=lambda event: None)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(texts: Path, tmp_path: Path) -> None:
+    """Of 14 documents some steps have a single row, which leaves the second process none."""
+    source = tmp_path / "few.jsonl"
+    source.write_text("".join(texts.read_text().splitlines(keepends=True)[:14]))
+    losses = []
+    for processes, parallel in ((1, Single()), (2, Ddp(processes=2))):
+        one = stage(
+            "sft",
+            source,
+            data=DataSpec(path=str(source)),
+            packing=PACKINGS["cycles"],
+            parallel=parallel,
+            train={"max_steps": 12, "batch_size": 4 // processes, "accumulate": 1},
+        )
+        run = create(tmp_path / f"run{processes}", one)
+        train(plan_of(run), folder=run, watch=lambda event: None)
+        losses.append([row["loss"] for row in run.metrics() if "loss" in row])
+    assert losses[1] == pytest.approx(losses[0], abs=2e-5)
