@@ -261,6 +261,20 @@ def test_stages_share_any_number_of_steps() -> None:
         assert longest == sorted(longest)
 
 
+def test_a_stage_that_lasts_passes_over_its_rows_again_in_another_order() -> None:
+    found = order.steps(GrowLength(name="growlength"), np.full(64, 128), rows=1, tokens=1024, seed=0, count=16)
+    first, second = found.indices[:64].tolist(), found.indices[64:].tolist()
+    assert sorted(first) == sorted(second) == list(range(64))
+    assert first != second
+
+
+def test_the_steps_of_a_group_do_not_come_longest_first() -> None:
+    lengths = chat(500)
+    found = order.steps(TokenBudget(name="token_budget"), lengths, rows=1, tokens=16_384, seed=0)
+    longest = [int(lengths[step].max()) for step in found]
+    assert longest != sorted(longest, reverse=True)
+
+
 def test_lengths_of_stages() -> None:
     assert GrowLength(name="growlength").stages(4096) == (128, 256, 512, 1024, 2048, 4096)
     assert GrowLength(name="growlength").stages(100) == (100,)
