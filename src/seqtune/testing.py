@@ -101,7 +101,11 @@ def check_objective(name: str, **fields: Any) -> None:
         AssertionError: A clause is broken; says which.
         SeqtuneError: The name is not registered.
     """
-    spec: ObjectiveSpec = OBJECTIVES.load(name)(name=name, **fields)
+    check_spec(OBJECTIVES.load(name)(name=name, **fields))
+
+
+def check_spec(spec: ObjectiveSpec) -> None:
+    """`check_objective` of a spec that need not be registered."""
     loss = spec.build()
     if spec.needs_mismatched:
         loss = partial(loss, kl=torch.tensor(0.4, dtype=torch.float64))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from seqtune.config.reading import read
+from seqtune.config.rules import INPUTS
 from seqtune.errors import SeqtuneError
+from seqtune.objectives import OBJECTIVES
 from seqtune_cli.compose import compose
 
 BROKEN = [
@@ -17,6 +19,42 @@ BROKEN = [
     ("gspo_tiny", ["objective.aggregation=token_mean"],
      "objective.ratio=sequence with objective.aggregation=token_mean",
      "objective.aggregation: command line, objective.ratio: default", "objective.aggregation=sequence_mean"),
+    ("gspo_tiny", ["objective=policy", "objective.ratio=sequence_sum", "objective.aggregation=constant"],
+     "objective.ratio=sequence_sum with objective.aggregation=constant", "objective.aggregation: command line",
+     "objective.aggregation=sequence_mean"),
+    ("gspo_tiny", ["objective=rank_grpo"], "objective 'rank_grpo' needs a reward for each line of a completion: "
+     "reward 'format' provides no such thing", "reward.name", "seqtune list objectives"),
+    ("gspo_tiny", ["objective=prefix_rft"], "objective 'prefix_rft' needs completions that go on from a "
+     "demonstration's beginning: rollout 'transformers' provides", "rollout.name", "another objective"),
+    ("gspo_tiny", ["objective=foresight"], "objective 'foresight' needs a low-level", "reward.name", "another"),
+    ("gspo_tiny", ["objective=searcher"], "objective 'searcher' needs completions that call tools", "rollout.name",
+     "another objective"),
+    ("gspo_tiny", ["objective=dagrpo", "objective.anchors=true"], "objective 'dagrpo' needs completions that go on",
+     "rollout.name", "another objective"),
+    ("gspo_tiny", ["objective=ts_grpo", "objective.plan_advantage=own"], "objective 'ts_grpo' needs a reward of the "
+     "plan", "reward.name", "objective.plan_advantage=answer"),
+    ("gspo_tiny", ["objective=policy", "objective.advantage=columns"], "objective 'policy' needs several rewards kept",
+     "reward.name", "objective.advantage=group"),
+    ("gspo_tiny", ["objective=policy", "objective.gradient=token"], "objective.gradient=token with "
+     "objective.ratio=token", "objective.gradient: command line", "objective.ratio=sequence"),
+    ("gspo_tiny", ["objective=policy", "objective.clip=cispo", "objective.bound=3"], "objective.bound with "
+     "objective.clip=cispo", "objective.bound: command line", "objective.bound=null"),
+    ("gspo_tiny", ["objective=grpo", "objective.bound=1.1"], "objective.bound=1.1 lies inside the clip range",
+     "objective.bound: command line", "3 for the dual clip"),
+    ("gspo_tiny", ["objective=rloo", "objective.kl_corrected=true"], "objective.kl_corrected weighs a KL by the ratio",
+     "objective.kl_corrected: command line", "objective.kl_in=loss"),
+    ("gspo_tiny", ["objective=reinforce_pp", "objective.credit=tree"], "objective.credit=tree starts from one",
+     "objective.credit: command line", "objective.advantage=group"),
+    ("gspo_tiny", ["objective=grpo", "objective.correction=mask", "objective.correction_over=sequence_sum"],
+     "objective.correction=mask over the sum", "objective.correction_over: command line", "sequence_mean"),
+    ("gspo_tiny", ["objective=grpo", "objective.tree_weight=0.5"],
+     "objective.tree_weight: nothing reads it; objective.credit=sequence grows no tree", "command line", "leave"),
+    ("gspo_tiny", ["objective=grpo", "objective.gamma=0.9"], "objective.gamma: nothing reads it", "command line",
+     "leave"),
+    ("gspo_tiny", ["objective=policy", "objective.clip=soft", "objective.epsilon_low=0.1"],
+     "objective.epsilon_low: nothing reads it; objective.clip=soft has no lower bound", "command line", "leave"),
+    ("gspo_tiny", ["objective=espo_entropy", "objective.bins=3"], "objective.bins: nothing reads it", "command line",
+     "leave"),
     ("gspo_tiny", ["objective.group_size=5"],
      "train.batch_size × parallel.processes × train.accumulate × rollout.updates = 32 completions a rollout "
      "do not make whole groups of objective.group_size=5", "objective.group_size: command line", "train.batch_size=30"),
@@ -104,6 +142,14 @@ def test_a_combination_that_cannot_run_is_refused(
     [
         ("gspo_tiny", ["objective=grpo", "objective.aggregation=token_sum"]),
         ("gspo_tiny", ["objective=policy", "objective.ratio=sequence"]),
+        ("gspo_tiny", ["objective=policy", "objective.ratio=sequence", "objective.gradient=token"]),
+        ("gspo_tiny", ["objective=grpo", "objective.bound=3"]),
+        ("gspo_tiny", ["objective=grpo", "objective.kl_corrected=true"]),
+        ("gspo_tiny", ["objective=policy", "objective.advantage=reinforce_pp", "objective.gamma=0.9"]),
+        ("gspo_tiny", ["objective=policy", "objective.credit=tree", "objective.tree_weight=0.5"]),
+        ("gspo_tiny", ["objective=policy", "objective.clip=soft", "objective.tau_positive=2"]),
+        ("gspo_tiny", ["objective=policy", "objective.ratio=segment"]),
+        ("gspo_tiny", ["objective=espo_entropy", "objective.grouping=bins", "objective.bins=3"]),
         ("gspo_tiny", ["objective.group_size=16"]),
         ("gspo_tiny", ["train.batch_size=4", "objective.group_size=8", "rollout.updates=2"]),
         ("gspo_tiny", ["objective.kl=k1", "objective.beta=0.1"]),
@@ -122,6 +168,25 @@ def test_a_combination_that_cannot_run_is_refused(
 )
 def test_its_neighbours_are_allowed(recipe: str, words: list[str]) -> None:
     assert read(compose(words, recipe)).stages
+
+
+@pytest.mark.parametrize("name", ["a_lol", "a_lol_ref_free", "a_lol_seq", "a_lol_kl"])
+def test_an_offline_objective_does_not_run_on_rollouts(name: str) -> None:
+    with pytest.raises(SeqtuneError, match=f"objective '{name}' needs"):
+        read(compose([f"objective={name}"], "gspo_tiny"))
+
+
+def test_every_input_an_objective_needs_is_known_to_the_rules() -> None:
+    """With the fields that ask for the most; an input that no one lists would be refused without words."""
+    most = {"dagrpo": {"anchors": True}, "ts_grpo": {"plan_advantage": "own"}, "policy": {"advantage": "columns"}}
+    for name in OBJECTIVES:
+        spec = OBJECTIVES.load(name)(name=name, **most.get(name, {}))
+        assert spec.needs <= INPUTS.keys(), name
+
+
+def test_a_reward_that_says_what_it_gives_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqtune.rewards.specs.Format.gives", frozenset({"rank_rewards"}), raising=False)
+    assert read(compose(["objective=rank_grpo"], "gspo_tiny")).stages
 
 
 def test_evaluating_keeps_its_own_rules_only() -> None:

@@ -1,4 +1,4 @@
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from seqtune.config.spec import DenominatorUnit, Family, ObjectiveSpec
 from seqtune.objectives import OBJECTIVES
 from seqtune.objectives.specs import Policy
 from seqtune.registry import Entry
-from seqtune.testing import check_objective
+from seqtune.testing import check_objective, check_spec
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
@@ -20,6 +20,92 @@ def test_every_registered_objective_keeps_the_contract(name: str) -> None:
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 def test_every_policy_objective_keeps_the_contract(ratio: str, aggregation: str, kl: str) -> None:
     check_objective("policy", ratio=ratio, aggregation=aggregation, kl=kl, beta=0.1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"clip": "cispo"},
+        {"clip": "gate"},
+        {"clip": "soft"},
+        {"bound": 2.0},
+        {"ratio": "segment"},
+        {"ratio": "segment", "gradient": "token"},
+        {"ratio": "sequence", "gradient": "token"},
+        {"ratio": "sequence_sum"},
+        {"aggregation": "constant"},
+        {"correction": "truncate", "correction_high": 1.1},
+        {"correction": "mask", "correction_over": "sequence_mean", "correction_high": 1.05, "correction_low": 0.95},
+        {"correction": "mask", "correction_over": "sequence_sum"},
+        {"rejection": "mean"},
+        {"rejection": "max", "rejection_kl": "k3"},
+        {"off_policy_threshold": 0.01},
+        {"beta": 0.1, "kl_corrected": True, "kl": "k1"},
+        {"beta": 0.1, "kl_in": "reward"},
+        {"advantage": "batch_std"},
+        {"advantage": "leave_one_out"},
+        {"advantage": "reinforce_pp", "beta": 0.1, "kl_in": "reward", "kl": "k1", "gamma": 0.9},
+        {"advantage": "reinforce_pp_baseline"},
+        {"advantage": "columns"},
+        {"credit": "tree"},
+        {"credit": "tree", "tree_root": False},
+        {"overlong": 0.5, "truncated": "drop"},
+        {"entropy_drop": 0.5},
+    ],
+    ids=lambda fields: ",".join(f"{key}={value}" for key, value in fields.items()),
+)
+def test_every_part_keeps_the_contract(fields) -> None:
+    check_objective("policy", **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("dagrpo", {"anchors": True}),
+        ("espo_entropy", {"grouping": "bins", "bins": 3, "alpha": 0}),
+        ("ts_grpo", {"plan_advantage": "sum"}),
+        ("rank_grpo", {"aggregation": "token_mean", "rank_reward": "own"}),
+        ("minirl", {"correction": "mask"}),
+        ("searcher", {"mu": 0}),
+        ("a_lol", {"epsilon": 0.1}),
+    ],
+)
+def test_methods_with_other_fields_keep_it_too(name: str, fields) -> None:
+    check_objective(name, **fields)
+
+
+def test_a_stopped_gradient_must_be_declared() -> None:
+    """CISPO's gradient is not the derivative of its value: an undeclared one is caught, a declared one compared with
+    the surrogate whose stopped values are held."""
+
+    class Undeclared(Policy):
+        name: str = "policy"
+        clip: Literal["cispo"] = "cispo"
+
+        @property
+        def stops_gradient(self) -> bool:
+            return False
+
+    with pytest.raises(AssertionError, match="the gradient is the derivative"):
+        check_spec(Undeclared())
+    check_spec(Policy(clip="cispo"))
+
+
+def test_advantages_that_look_at_padding_or_mix_groups_are_caught() -> None:
+    class Padded(Policy):
+        credit: Literal["tree"] = "tree"
+
+        def build_advantage(self):
+            return lambda rewards, *, mask, completion_ids: rewards.unsqueeze(1) * mask / mask.shape[1]
+
+    class Mixed(Policy):
+        def build_advantage(self):
+            return lambda rewards: rewards.cumsum(0)
+
+    with pytest.raises(AssertionError, match="padding does not change advantages"):
+        check_spec(Padded())
+    with pytest.raises(AssertionError, match="advantages follow"):
+        check_spec(Mixed())
 
 
 def test_what_the_denominator_counts() -> None:

@@ -1,0 +1,132 @@
+"""Policy objectives in the trainer: each that needs nothing but rollouts takes steps, and gets what it asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from policy_stage import stage, stage_run
+from test_policy import ASCII_FIRST, first_gradients
+
+from seqtune.config.rules import INPUTS
+from seqtune.models.load import load_model
+from seqtune.objectives import OBJECTIVES
+from seqtune.objectives.advantages import group
+from seqtune.objectives.credit import tree
+from seqtune.report.run_folder import RunFolder
+from seqtune.training.policy import trainer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def scored(objective: dict[str, Any], **changes: dict[str, Any]) -> Any:
+    return stage(**{"reward": {"pattern": ASCII_FIRST}, "objective": {"group_size": 4, **objective}, **changes})
+
+
+def runnable() -> list[str]:
+    specs = {name: OBJECTIVES.load(name)(name=name) for name in OBJECTIVES}
+    have = {name for name, words in INPUTS.items() if not words}
+    return [name for name, spec in specs.items() if spec.family == "policy" and spec.needs <= have]
+
+
+def test_which_objectives_need_nothing_but_rollouts() -> None:
+    assert set(runnable()) >= {
+        "policy", "grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "gspo", "gspo_token", "ts_grpo", "espo_entropy",
+        "dagrpo", "tempo", "minirl",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", runnable())
+def test_it_takes_stale_steps(name: str, tmp_path: Path) -> None:
+    """Two updates a rollout; metrics finite, the second update off policy."""
+    changes = {"rollout": {"updates": 2}, "train": {"max_steps": 2, "learning_rate": 0.01}}
+    trainer(stage_run(tmp_path, scored({"name": name}, **changes))).train()
+    rows = RunFolder(tmp_path).metrics()
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert all(value == value and abs(value) < 1e6 for value in row.values() if isinstance(value, float)), row
+    assert rows[0]["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
+    assert len(RunFolder(tmp_path).samples()) == 4
+
+
+def test_credit_by_tree_reaches_the_loss_and_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(stage_run(tmp_path, scored({"name": "tempo"}, train={"batch_size": 16, "max_steps": 1})))
+    assign, asked = one.advantage, {}
+    monkeypatch.setattr(
+        one, "advantage", lambda rewards, **given: asked.update(given, r=rewards) or assign(rewards, **given)
+    )
+    first_gradients(one, monkeypatch)
+    wanted = tree(group(asked["r"], 4), asked["completion_ids"], asked["mask"], 4)
+    (rows,) = one._buffered_inputs
+    mask, advantages = rows["completion_mask"].bool(), rows["advantages"]
+    assert advantages.shape == mask.shape
+    assert len({tuple(row.tolist()) for row in wanted}) > 4, "tokens differ within completions"
+    for start in range(0, 16, 4):  # groups stay together, in another order
+        group_rows = advantages[start : start + 4]
+        assert any(torch.equal(group_rows, wanted[first : first + 4]) for first in range(0, 16, 4))
+    for sample, row, live in zip(RunFolder(tmp_path).samples(), wanted, asked["mask"], strict=False):
+        assert sample["advantages"] == pytest.approx(row[live].tolist())
+        assert sample["advantage"] == pytest.approx(float(row[live].mean()), abs=1e-6)
+
+
+def test_truncated_completions_leave_the_loss_and_its_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = stage_run(tmp_path, scored({"name": "dapo", "overlong": 0.0}, rollout={"max_new_tokens": 4}))
+    one = trainer(run)
+    one.eos_token_ids = [258, *range(0, 256, 4)]
+    counted = []
+    original = one.count
+    monkeypatch.setattr(one, "count", lambda batch: counted.append((batch, original(batch))) or counted[-1][1])
+    first_gradients(one, monkeypatch)
+    ((batch, count),) = counted
+    mask = batch.rows["completion_mask"].bool()
+    last = batch.rows["completion_ids"].gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1)
+    ended = torch.isin(last, torch.tensor(one.eos_token_ids))
+    assert 0 < int(ended.sum()) < len(ended)
+    assert torch.equal(batch.rows["advantages"].isnan(), ~ended)
+    assert count == int(mask[ended].sum())
+    shown = [sample["advantage"] for sample in RunFolder(tmp_path).samples()]
+    assert None in shown or ended[:4].all()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "dr_grpo"},
+        {"name": "dapo"},
+        {"name": "dagrpo", "tau": 0.5},
+        {"name": "tempo"},
+        {"name": "espo_entropy"},
+        {"name": "policy", "ratio": "segment"},
+    ],
+    ids=lambda objective: str(objective["name"]),
+)
+def test_the_gradient_does_not_depend_on_the_micro_batches(
+    objective: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 x 16 == 4 x 4, where what is left out, or the most tokens one may have, makes the denominator."""
+    found = []
+    for batch_size, accumulate in ((16, 1), (4, 4)):
+        changes = {"train": {"batch_size": batch_size, "accumulate": accumulate}, "rollout": {"max_new_tokens": 6}}
+        one = trainer(stage_run(tmp_path / f"{batch_size}", scored(objective, **changes)))
+        one.eos_token_ids = [258, *range(0, 256, 4)]
+        found.append(first_gradients(one, monkeypatch))
+    assert any(gradient.any() for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_entropies_are_those_of_the_policy_that_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(stage_run(tmp_path, scored({"name": "espo_entropy"})))
+    first_gradients(one, monkeypatch)
+    (rows,) = one._buffered_inputs
+    mask = rows["completion_mask"].bool()
+    model, i = load_model(one.run.stage.model), 0
+    prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()]
+    completion = rows["completion_ids"][i][mask[i]]
+    with torch.no_grad():
+        logits = model(torch.cat([prompt, completion])[None]).logits
+    logps = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    wanted = -(logps.exp() * logps).sum(-1)
+    torch.testing.assert_close(rows["entropies"][i][mask[i]], wanted, rtol=1e-4, atol=1e-4)
