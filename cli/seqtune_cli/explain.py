@@ -40,6 +40,10 @@ def _leaves(value: Any, path: str) -> list[tuple[str, Any]]:
     return [(path, value)]
 
 
+BY_TOKENS = ("token_budget", "growlength", "cycles")
+"""Orders of rows whose steps are filled by tokens."""
+
+
 def batch(stage: Stage) -> dict[str, Any]:
     """What one optimiser step takes: rows over all processes and micro-batches, and tokens at most."""
     train, rows = stage.train, stage.train.batch_size * stage.train.accumulate * stage.parallel.processes
@@ -53,6 +57,8 @@ def batch(stage: Stage) -> dict[str, Any]:
             "new tokens a step, at most": rows * stage.rollout.max_new_tokens,
         }
     unit, copies = ("rows", 1) if objective.family == "sft" else ("pairs", 2)
+    if stage.packing.order.name in BY_TOKENS:
+        return {"tokens a step, at most": rows * stage.packing.capacity, f"{unit} a micro-batch": train.batch_size}
     return {
         f"{unit} a step": rows,
         f"{unit} a micro-batch": train.batch_size,

@@ -74,6 +74,7 @@ def plan_table(plan: Plan) -> None:
             "model": stage.model.name,
             "data": _source(stage.data),
             "packing": f"{stage.packing.name}, {stage.packing.capacity:,} tokens",
+            "order": stage.packing.order.name if stage.packing.order.name != "shuffle" else "",
             "objective": stage.objective.name,
             "peft": stage.peft.name,
             "parallel": f"{stage.parallel.name}, processes: {stage.parallel.processes}",
