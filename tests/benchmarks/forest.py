@@ -325,8 +325,6 @@ def documents(folder: Path, repeats: int) -> list[str]:
     examples = Dataset.from_list(made).select(order[: 12 if repeats < 3 else 24])
     run = run_of(folder, examples, objective=Sft(), packing=BestFit(capacity=CAPACITY), train=training(ROWS))
     ours = sft.trainer(run)
-    rows = ours.train_dataset.to_list()
-    batches = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     common = {**settings(folder, ROWS), "completion_only_loss": True, "shuffle_dataset": False}
     free = SFTTrainer(
         model=model(),
@@ -334,6 +332,8 @@ def documents(folder: Path, repeats: int) -> list[str]:
         train_dataset=examples,
         processing_class=tokenizer(),
     )
+    rows = [row | {"loss_mask": [label != -100 for label in row["labels"]]} for row in free.train_dataset]
+    batches = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
     padded = SFTTrainer(
         model=model(),
         args=SFTConfig(**common, packing=False, padding_free=False, max_length=None),
