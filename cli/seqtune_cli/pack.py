@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-from seqtune.errors import SeqtuneError
-from seqtune_cli.words import Json, Words, plan_of, print_json, recipe_of, take
+import typer
 
-if TYPE_CHECKING:
-    from seqtune.config.plan import Plan, Stage
+from seqtune_cli.words import Json, Words  # noqa: TC001 -- Typer reads the annotations
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what packing would give, beside other packings.")]
+Inspect = Annotated[
+    int, typer.Option("--inspect", metavar="N", help="Show N rows: documents, and which tokens are trained.")
+]
+Plot = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw lengths of documents and fill of rows as PNG.")
+]
 
 
-def packed_stage(plan: Plan) -> Stage:
-    """The stage whose data is packed: the first that trains on packed rows.
+def pack(
+    words: Words = None, dry_run: DryRun = False, inspect: Inspect = 0, plot: Plot = None, as_json: Json = False
+) -> None:
+    """Tokenise and pack a recipe's data, check a pack, or merge the parts of several machines.
 
-    Raises:
-        SeqtuneError: There is none, or it reads a pack already.
+    Words of its own: out=DIR, workers=N, and shard=I/N for one part of N. `pack verify DIR` checks a pack;
+    `pack merge PART PART out=DIR` makes one pack of parts.
+
+    Example: seqtune pack recipe=sft_tiny out=packs/mine workers=2
     """
-    stage = next((stage for stage in plan.stages if stage.objective.family == "sft"), None)
-    if stage is None:
-        name = plan.stages[0].objective.name
-        raise SeqtuneError(f"objective '{name}' packs no rows", "objective.name", "a recipe with objective=sft")
-    if stage.packing.path is not None:
-        raise SeqtuneError("packing.path names rows that are packed already", "packing.path", "packing.path=null")
-    return stage
+    from seqtune_cli import packs
 
-
-def pack(words: Words = None, as_json: Json = False) -> None:
-    """Tokenise and pack a recipe's data.
-
-    Example: seqtune pack recipe=sft_tiny out=packs/mine
-    """
-    taken, rest = take(words, "recipe", "out")
-    _, plan = plan_of(rest, recipe_of(taken))
-    from seqtune.training.pack import pack_stage
-    from seqtune.training.run import quiet
-    from seqtune_cli import render
-
-    out = Path(taken.get("out", f"packs/{Path(plan.recipe).stem}"))
-    quiet()
-    with render.progress("packing", shown=not as_json) as progress:
-        summary = pack_stage(packed_stage(plan), out, lambda done: progress(round(100 * done), 100))
-    if as_json:
-        print_json(summary)
+    first, *rest = words or [""]
+    if first == "verify":
+        packs.verify(rest, as_json=as_json)
+    elif first == "merge":
+        packs.merge(rest, as_json=as_json)
+    elif dry_run:
+        packs.dry_run(words or [], as_json=as_json)
     else:
-        render.summary(f"packed into {out}", summary)
+        packs.write(words or [], inspect=inspect, plot=plot, as_json=as_json)

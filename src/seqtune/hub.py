@@ -1,9 +1,10 @@
-"""Whether the Hugging Face hub can be reached, so that a machine without it is told at once and not after retries."""
+"""The Hugging Face libraries in this process: whether their hub can be reached, and what they say."""
 
 from __future__ import annotations
 
 import os
 import socket
+import warnings
 from functools import cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -29,3 +30,19 @@ def settle() -> None:
         import huggingface_hub.constants
 
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
+def quiet() -> None:
+    """No telemetry, no progress bars and no chatter from the libraries below: the run's own events say it all."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import huggingface_hub.constants
+    import transformers
+
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read at import, which may be long past
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    # peft and TRL call transformers by names that transformers 5.20 deprecated.
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated", FutureWarning)

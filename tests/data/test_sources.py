@@ -178,7 +178,8 @@ def test_template_math(chat: bool) -> None:
 
 
 def test_fingerprints_follow_the_content(file: Path) -> None:
-    expected = [{"path": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}]
+    content = file.read_bytes()
+    expected = [{"path": str(file), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}]
     assert fingerprints(DataSpec(path=str(file))) == expected
     file.write_text("{}")
     assert fingerprints(DataSpec(path=str(file))) != expected

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from seqtune.config.axes import TinyModelSpec
 from seqtune.errors import SeqtuneError
-from seqtune.packing.pack import IGNORED, pack
+from seqtune.packing.pack import pack
 from seqtune.packing.specs import BestFit, Unpacked
+
+IGNORED = -100
+"""Stands for a token that is not trained."""
 
 DOCUMENTS = st.lists(
     st.lists(st.tuples(st.integers(0, 250), st.booleans()), max_size=24).map(
@@ -39,14 +42,20 @@ def trained_from(count: int, first: int = 0, prompt: int = 0) -> tuple[list[int]
     return list(range(first, first + count)), [at >= prompt for at in range(count)]
 
 
+def labels_of(row: dict[str, Any]) -> list[int]:
+    """The ids of a row where they are trained."""
+    pairs = zip(row["input_ids"], row["loss_mask"], strict=True)
+    return [token if trained else IGNORED for token, trained in pairs]
+
+
 def pieces(dataset: datasets.Dataset) -> list[tuple[list[int], list[int]]]:
     """`(input_ids, labels)` of every sequence of every row."""
     found = []
     for row in dataset:
-        assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["labels"])
+        assert sum(row["seq_lengths"]) == len(row["input_ids"]) == len(row["loss_mask"])
         start = 0
         for length in row["seq_lengths"]:
-            found.append((row["input_ids"][start : start + length], row["labels"][start : start + length]))
+            found.append((row["input_ids"][start : start + length], labels_of(row)[start : start + length]))
             start += length
     return sorted(found)
 
@@ -55,7 +64,7 @@ def test_worked_rows() -> None:
     """Capacity 6, documents of 4, 2 and 3 tokens: 4 and 2 share a row. Labels: not the first token, not the prompt."""
     documents = [trained_from(4, 10, prompt=2), trained_from(2, 20), trained_from(3, 30)]
     packed = pack(sequences(documents), BestFit(capacity=6))
-    rows = sorted((row["input_ids"], row["labels"], row["seq_lengths"]) for row in packed.dataset)
+    rows = sorted((row["input_ids"], labels_of(row), row["seq_lengths"]) for row in packed.dataset)
     assert rows == [
         ([10, 11, 12, 13, 20, 21], [IGNORED, IGNORED, 12, 13, IGNORED, 21], [4, 2]),
         ([30, 31, 32], [IGNORED, 31, 32], [3]),
@@ -74,8 +83,8 @@ def test_causal_attention_makes_a_row_one_sequence() -> None:
     documents = [trained_from(4, 10), trained_from(2, 20), trained_from(3, 30)]
     packed = pack(sequences(documents), BestFit(capacity=6, attention="causal"))
     assert sorted(packed.dataset["seq_lengths"]) == [[3], [6]]
-    row = max(packed.dataset, key=lambda row: len(row["labels"]))
-    assert row["labels"] == [IGNORED, 11, 12, 13, IGNORED, 21]
+    row = max(packed.dataset, key=lambda row: len(row["input_ids"]))
+    assert labels_of(row) == [IGNORED, 11, 12, 13, IGNORED, 21]
 
 
 def test_unpacked_gives_every_document_its_row() -> None:
@@ -191,7 +200,7 @@ def test_large_tables_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr("seqtune.packing.pack._TABLE", 40)
             portioned = pack(documents, spec).dataset
-        assert len(portioned.data.column("labels").chunks) > 5
+        assert len(portioned.data.column("loss_mask").chunks) > 5
         assert list(whole) == list(portioned)
 
 
@@ -219,11 +228,11 @@ def test_packed_loss_equals_the_loss_of_each_document() -> None:
             logits[0, :-1], torch.tensor(labels[1:]), ignore_index=IGNORED, reduction="sum"
         )
 
-    together = summed(row["input_ids"], row["labels"], [at for length in row["seq_lengths"] for at in range(length)])
+    together = summed(row["input_ids"], labels_of(row), [at for length in row["seq_lengths"] for at in range(length)])
     alone = sum(
         summed(ids, [token if keep else IGNORED for token, keep in zip(ids, mask, strict=True)], list(range(len(ids))))
         for ids, mask in documents
     )
     assert float(together) == pytest.approx(float(alone), rel=1e-6)
-    leaking = summed(row["input_ids"], row["labels"], list(range(len(row["input_ids"]))))
+    leaking = summed(row["input_ids"], labels_of(row), list(range(len(row["input_ids"]))))
     assert abs(float(leaking) - float(alone)) > 1e-3

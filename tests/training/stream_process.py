@@ -48,7 +48,7 @@ def open_stream(sources: list[dict[str, Any]], **said: Any) -> PackedStream:
 
 
 def tokens(row: dict[str, Any]) -> bytes:
-    return b"".join(np.asarray(row[key], dtype=np.int32).tobytes() for key in ("input_ids", "labels", "seq_lengths"))
+    return b"".join(np.asarray(row[key], dtype=np.int32).tobytes() for key in ("input_ids", "loss_mask", "seq_lengths"))
 
 
 def token_hash(stream: PackedStream, rows: int) -> str:

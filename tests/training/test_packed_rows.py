@@ -22,7 +22,7 @@ TEXTS = [("ab", "cde"), ("f", "ghijk"), ("lmno", "p"), ("q", "rs"), ("tuvwx", "y
 
 
 def test_a_row_comes_apart_into_its_documents() -> None:
-    row = {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, 7, 8, 9], "seq_lengths": [3, 2]}
+    row = {"input_ids": [5, 6, 7, 8, 9], "loss_mask": [0, 1, 1, 1, 1], "seq_lengths": [3, 2]}
     first, second = documents(row)
     assert first.ids.tolist() == [5, 6, 7]
     assert first.mask.tolist() == [False, True, True]

@@ -38,17 +38,16 @@ def sources(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def flat(rows: Iterable[dict[str, Any]]) -> list[tuple[list[int], list[int], list[int]]]:
-    return [(row["input_ids"].tolist(), row["labels"].tolist(), list(row["seq_lengths"])) for row in rows]
+    return [(row["input_ids"].tolist(), row["loss_mask"].tolist(), list(row["seq_lengths"])) for row in rows]
 
 
 def test_rows_hold_whole_documents_and_no_first_token_is_trained(sources: list[dict[str, Any]]) -> None:
     stream = open_stream(sources, capacity=80)
     for row in take(stream, 40):
-        assert len(row["input_ids"]) == len(row["labels"]) == sum(row["seq_lengths"]) <= 80
+        assert len(row["input_ids"]) == len(row["loss_mask"]) == sum(row["seq_lengths"]) <= 80
         starts = np.cumsum(row["seq_lengths"]) - row["seq_lengths"]
-        assert (row["labels"][starts] == -100).all()
-        kept = np.delete(np.arange(len(row["labels"])), starts)
-        assert (row["labels"][kept] == row["input_ids"][kept]).all()
+        assert not row["loss_mask"][starts].any()
+        assert np.delete(row["loss_mask"], starts).all()
         assert (row["input_ids"][np.cumsum(row["seq_lengths"]) - 1] == 0).all(), "documents end with their end token"
 
 

@@ -48,12 +48,13 @@ def expand(path: str | tuple[str, ...], where: str) -> list[Path]:
     return found
 
 
-def read(path: Path, text_by: str) -> Iterator[Raw]:
+def read(path: Path, text_by: str, seen: Callable[[int], None] = lambda size: None) -> Iterator[Raw]:
     """The rows of one file; its extension says how it is read.
 
     Args:
         path: The file.
         text_by: What one row of a txt file is: `paragraph`, `line` or `file`.
+        seen: Told how many bytes of the file were read, as often as that is known; their sum is its size.
 
     Raises:
         SeqtuneError: The file is empty, damaged, not UTF-8, or of an unknown kind.
@@ -64,10 +65,13 @@ def read(path: Path, text_by: str) -> Iterator[Raw]:
             raise SeqtuneError(f"'{path}' is empty", "data.path", "give a file with at least one example")
         if kind in _BINARY:
             yield from _BINARY[kind](path)
+            seen(path.stat().st_size)
             return
         with gzip.open(path, "rb") if packed else path.open("rb") as file:
-            lines = _decoded(file, path)
+            lines = _decoded(file, path, (lambda size: None) if packed else seen)
             yield from _text(path, lines, text_by) if kind == "txt" else _TEXTUAL[kind](path, lines)
+        if packed:
+            seen(path.stat().st_size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SeqtuneError(f"'{path}' is damaged: {error}", "data.path", "copy or download it again") from error
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
@@ -160,9 +164,10 @@ def _kind(path: Path) -> tuple[str, bool]:
     return kind, packed
 
 
-def _decoded(file: Iterable[bytes], path: Path) -> Iterator[str]:
+def _decoded(file: Iterable[bytes], path: Path, seen: Callable[[int], None]) -> Iterator[str]:
     """Lines with their line breaks, decoded strictly."""
     for number, line in enumerate(file, 1):
+        seen(len(line))
         yield _decode(line, number, path)
 
 

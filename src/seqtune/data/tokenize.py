@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from itertools import chain, takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -17,14 +17,13 @@ from seqtune.data.rows import WHERE, BadRow, BadRows, clean
 from seqtune.errors import SeqtuneError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 Ids = list[int]
 Span = tuple[int, int]
-Coded = tuple[Ids, list[bool]]
-"""Token ids and, for each, whether it is trained."""
 
 _BATCH = 1000
 _PROBE = "seqtune"  # stands for an answer when a chat template is asked how it ends a turn
@@ -52,28 +51,67 @@ def tokenize(
             template refuses conversations, or they have no token to train or no trained end of turn: the first five are
             named with file and line.
     """
-    names = set(dataset.column_names)
-    build: Callable[[list[dict[str, Any]]], list[Coded | BadRow]]
-    if "messages" in names:
-        build = _Chat(tokenizer).conversations
-    elif {"prompt", "completion"} <= names:
-        chat = len(dataset) > 0 and isinstance(dataset[0]["prompt"], list)
-        build = _Chat(tokenizer).completions if chat else lambda batch: _completions(batch, tokenizer)
-    elif "text" in names:
-        build = lambda batch: _texts(batch, tokenizer)  # noqa: E731 -- one of three builders, named by its use
-    else:
-        raise SeqtuneError(
-            f"examples with columns {', '.join(sorted(names - {WHERE}))} cannot be trained on as sequences",
-            "data.format",
-            "use data.format=text, prompt_completion or messages",
-        )
+    names = dataset.column_names
     wanted = ["messages", "prompt", "completion", "text", WHERE]
     plain = dataset.select_columns([name for name in wanted if name in names]).with_format("arrow")
+    encode = Encoder(tokenizer, names)
     account = bad or BadRows("error")
-    tables = [_table(batch, build(batch), account) for batch in (part.to_pylist() for part in plain.iter(_BATCH))]
+    tables = [_table(batch, encode(batch), account) for batch in (part.to_pylist() for part in plain.iter(_BATCH))]
     if bad is None:
         account.close()
-    return datasets.Dataset(pa.concat_tables(tables or [_table([], [], account)]))
+    return datasets.Dataset(pa.concat_tables(tables or [_table([], encode([]), account)]))
+
+
+class Encoded(NamedTuple):
+    """Examples as token ids. `D` examples of `T` tokens together."""
+
+    ids: NDArray[np.int32]
+    """Tokens of all examples, one after another. [T]"""
+    mask: NDArray[np.uint8]
+    """1 where a token is trained. [T]"""
+    sizes: NDArray[np.int64]
+    """Tokens of each example, 0 of one that cannot be trained on. [D]"""
+    faults: list[BadRow | None]
+    """Why it cannot. [D]"""
+
+
+class Encoder:
+    """Turns examples into token ids, as `tokenize` says.
+
+    Args:
+        tokenizer: Of the model.
+        names: Columns of the examples.
+
+    Raises:
+        SeqtuneError: The columns are those of no format that is trained on as sequences.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:
+        known = set(names)
+        if not known & {"messages", "text"} and not {"prompt", "completion"} <= known:
+            raise SeqtuneError(
+                f"examples with columns {', '.join(sorted(known - {WHERE}))} cannot be trained on as sequences",
+                "data.format",
+                "use data.format=text, prompt_completion or messages",
+            )
+        self._tokenizer = tokenizer
+        self._format = "messages" if "messages" in known else "pairs" if "prompt" in known else "text"
+        self._chat: _Chat | None = None
+
+    def __call__(self, batch: Sequence[Mapping[str, Any]]) -> Encoded:
+        """The token ids of a batch.
+
+        Raises:
+            SeqtuneError: The tokenizer lacks the chat template or the end-of-sequence token that they need.
+        """
+        if not batch:
+            return _encoded([], [])
+        if self._format == "text":
+            return _texts(batch, self._tokenizer)
+        if self._format == "pairs" and isinstance(batch[0]["prompt"], str):
+            return _completions(batch, self._tokenizer)
+        self._chat = self._chat or _Chat(self._tokenizer)
+        return self._chat.conversations(batch) if self._format == "messages" else self._chat.completions(batch)
 
 
 def prompt_ids(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
@@ -109,23 +147,27 @@ def prompt_ids(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
     return [start + ids for ids in _ids([row["prompt"] for row in batch], tokenizer)]
 
 
-def _texts(batch: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Coded | BadRow]:
+def _texts(batch: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Encoded:
     start, end = _start(tokenizer), _end(tokenizer)
-    found: list[Coded | BadRow] = []
-    for ids in _ids([row["text"] for row in batch], tokenizer):
-        whole = [*start, *ids, end]
-        found.append((whole, [True] * len(whole)))
-    return found
+    coded = [[*start, *ids, end] for ids in _ids([row["text"] for row in batch], tokenizer)]
+    return _encoded(coded, [0] * len(coded))
 
 
-def _completions(batch: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Coded | BadRow]:
+def _completions(batch: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Encoded:
     end = _end(tokenizer)
     prompts = prompt_ids(batch, tokenizer)
     completions = _ids([row["completion"] for row in batch], tokenizer)
-    return [
-        ([*prompt, *completion, end], [False] * len(prompt) + [True] * (len(completion) + 1))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+    coded = [[*prompt, *completion, end] for prompt, completion in zip(prompts, completions, strict=True)]
+    return _encoded(coded, [len(prompt) for prompt in prompts])
+
+
+def _encoded(coded: list[Ids], untrained: list[int]) -> Encoded:
+    """Examples whose tokens are trained, but for the first `untrained` of each."""
+    sizes = np.fromiter(map(len, coded), np.int64, len(coded))
+    total = int(sizes.sum())
+    within = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    mask = (within >= np.repeat(np.asarray(untrained, dtype=np.int64), sizes)).astype(np.uint8)
+    return Encoded(np.fromiter(chain.from_iterable(coded), np.int32, total), mask, sizes, [None] * len(coded))
 
 
 class _Chat:
@@ -155,26 +197,32 @@ class _Chat:
         """
         return self._render(messages, answer)[0]
 
-    def conversations(self, batch: list[dict[str, Any]]) -> list[Coded | BadRow]:
+    def conversations(self, batch: Sequence[Mapping[str, Any]]) -> Encoded:
         return self._tokenized([(row["messages"], 0) for row in batch])
 
-    def completions(self, batch: list[dict[str, Any]]) -> list[Coded | BadRow]:
+    def completions(self, batch: Sequence[Mapping[str, Any]]) -> Encoded:
         return self._tokenized([([*row["prompt"], *row["completion"]], len(row["prompt"])) for row in batch])
 
-    def _tokenized(self, batch: list[tuple[list[dict[str, Any]], int]]) -> list[Coded | BadRow]:
+    def _tokenized(self, batch: list[tuple[list[dict[str, Any]], int]]) -> Encoded:
         """Of each conversation and the message from which on the assistant's turns are trained."""
         rendered = [self._spans(messages, first) for messages, first in batch]
         texts = ["" if isinstance(made, BadRow) else made[0] for made in rendered]
         coded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [
-            made if isinstance(made, BadRow) else self._masked(*made, ids, offsets)
-            for made, ids, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True)
-        ]
+        ids: list[Ids] = []
+        masks = [np.zeros(0, dtype=bool)]
+        faults: list[BadRow | None] = []
+        for made, tokens, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True):
+            found = made if isinstance(made, BadRow) else self._masked(*made, offsets)
+            faults.append(found if isinstance(found, BadRow) else None)
+            ids.append([] if isinstance(found, BadRow) else tokens)
+            masks += [] if isinstance(found, BadRow) else [found]
+        whole = _encoded(ids, [0] * len(ids))
+        return whole._replace(mask=np.concatenate(masks).astype(np.uint8), faults=faults)
 
-    def _masked(self, text: str, spans: list[Span], turns: int, ids: Ids, offsets: list[Span]) -> Coded | BadRow:
+    def _masked(self, text: str, spans: list[Span], turns: int, offsets: list[Span]) -> NDArray[np.bool_] | BadRow:
         starts = np.array([start for start, _ in offsets], dtype=np.int64)
         ends = np.array([end for _, end in offsets], dtype=np.int64)
-        mask = np.zeros(len(ids), dtype=bool)
+        mask = np.zeros(len(offsets), dtype=bool)
         ended = 0
         for start, end in spans:
             # Some tokenizers cut blanks off the offsets: a token of blanks alone then has an empty place.
@@ -187,7 +235,7 @@ class _Chat:
         if ended < turns:
             marks = "; its {% generation %} must reach to the token that ends the turn" if self._marks else ""
             return BadRow("no end-of-turn token", f"the chat template leaves the end of a turn untrained{marks}")
-        return ids, mask.tolist()
+        return mask
 
     def _spans(self, messages: Sequence[Mapping[str, Any]], first: int) -> tuple[str, list[Span], int] | BadRow:
         """The conversation as text, its trained parts `[start, end)` in characters, and how many turns they hold."""
@@ -251,7 +299,20 @@ class _Chat:
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
-    coded: list[Ids] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    if not texts:
+        return []
+    from transformers import PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    backend = PreTrainedTokenizerFast
+    if tokenizer.is_fast and (kind.__call__, kind._encode_plus) == (backend.__call__, backend._encode_plus):
+        # What the tokenizer's own call does, without the offsets, masks and copies that nobody reads here.
+        rules = tokenizer.backend_tokenizer
+        rules.no_truncation()
+        rules.no_padding()
+        rules.encode_special_tokens = tokenizer.split_special_tokens
+        return [coded.ids for coded in rules.encode_batch_fast(texts, add_special_tokens=False)]
+    coded: list[Ids] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return coded
 
 
@@ -266,23 +327,20 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _table(batch: list[dict[str, Any]], coded: Sequence[Coded | BadRow], bad: BadRows) -> pa.Table:
-    good: list[Coded] = []
-    places = []
-    for row, made in zip(batch, coded, strict=True):
-        if isinstance(made, BadRow):
-            bad.add(str(row.get(WHERE, "")), made)
-        else:
-            good.append(made)
-            places.append(row.get(WHERE))
+def _table(batch: list[dict[str, Any]], coded: Encoded, bad: BadRows) -> pa.Table:
+    for row, fault in zip(batch, coded.faults, strict=True):
+        if fault is not None:
+            bad.add(str(row.get(WHERE, "")), fault)
+    good = [at for at, fault in enumerate(coded.faults) if fault is None]
+    offsets = np.concatenate([[0], np.cumsum(coded.sizes[good])]).astype(np.int32)
     table = pa.table(
         {
-            "input_ids": pa.array([ids for ids, _ in good], type=pa.list_(pa.int32())),
-            "loss_mask": pa.array([mask for _, mask in good], type=pa.list_(pa.bool_())),
+            "input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(coded.ids)),
+            "loss_mask": pa.ListArray.from_arrays(pa.array(offsets), pa.array(coded.mask.astype(bool))),
         }
     )
     if batch and WHERE in batch[0]:
-        table = table.append_column(WHERE, pa.array(places, type=pa.string()))
+        table = table.append_column(WHERE, pa.array([batch[at].get(WHERE) for at in good], type=pa.string()))
     return table
 
 

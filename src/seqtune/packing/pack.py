@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from seqtune.config.spec import PackingSpec
 
-IGNORED = -100
-"""Label of a token that is not trained."""
 _TABLE = 2**26  # tokens in one piece of a table: its 32-bit offsets hold 2**31
 
 
@@ -29,7 +27,8 @@ class Packed:
     """Rows ready for training, and the account of what became of the documents.
 
     Args:
-        dataset: `input_ids`, `labels` (equally long) and `seq_lengths`, which sum to that length.
+        dataset: `input_ids`, `loss_mask` (equally long, 1 where a token is trained) and `seq_lengths`, which sum to
+            that length.
         counts: `documents`, `tokens`, `trained`, `rows`, `fill` (tokens / (rows * capacity)), and for what was lost or
             cut `dropped` (by reason), `truncated`, `split` and `cropped`. `bounds` of rows as
             `seqtune.packing.bounds.report` has them.
@@ -42,7 +41,7 @@ class Packed:
 def pack(sequences: datasets.Dataset, spec: PackingSpec) -> Packed:
     """Put sequences into rows of at most `spec.capacity` tokens, as `spec` says.
 
-    The label of a document's first token is `IGNORED`: nothing of its own precedes it. With `attention=causal` a row
+    A document's first token is not trained: nothing of its own precedes it. With `attention=causal` a row
     counts as one sequence.
 
     Args:
@@ -60,7 +59,8 @@ def pack(sequences: datasets.Dataset, spec: PackingSpec) -> Packed:
 
     def targets(chunks: Chunks) -> NDArray[np.int64]:
         first = begins[chunks.documents] + chunks.starts
-        return trained[first + chunks.lengths] - trained[first + 1]
+        found: NDArray[np.int64] = trained[first + chunks.lengths] - trained[first + 1]
+        return found
 
     def name(index: int) -> str:
         known = "_where" in sequences.column_names
@@ -75,15 +75,21 @@ def pack(sequences: datasets.Dataset, spec: PackingSpec) -> Packed:
         source = np.arange(int(chunks.lengths.sum())) + np.repeat(
             begins[chunks.documents] + chunks.starts - firsts, chunks.lengths
         )
-        tokens = ids[source]
-        labels = np.where(mask[source], tokens, np.int32(IGNORED))
-        labels[firsts] = IGNORED
+        tokens, trains = ids[source], mask[source].astype(np.uint8)
+        trains[firsts] = 0
         lengths, per_row = chunks.lengths, arranged.offsets[first : last + 1] - arranged.offsets[first]
         if spec.attention == "causal":
             lengths, per_row = row_sizes[first:last], np.arange(last - first + 1)
         ends = offsets_of(row_sizes[first:last])
-        columns = {"input_ids": (tokens, ends), "labels": (labels, ends), "seq_lengths": (lengths, per_row)}
-        tables.append(pa.table({key: lists(values.astype(np.int32), at) for key, (values, at) in columns.items()}))
+        tables.append(
+            pa.table(
+                {
+                    "input_ids": lists(tokens, ends),
+                    "loss_mask": lists(trains, ends),
+                    "seq_lengths": lists(lengths.astype(np.int32), per_row),
+                }
+            )
+        )
     return Packed(datasets.Dataset(pa.concat_tables(tables)), arranged.counts)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import time
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from seqtune.config.mixture import MixtureSpec
 from seqtune.errors import SeqtuneError
+from seqtune.hub import quiet as quiet
 from seqtune.report.events import Evaluated, Notice, RunFinished, RunStarted, from_json
 from seqtune.report.run_folder import RunFolder
 from seqtune.training import ends
@@ -120,11 +119,14 @@ def _stage_run(
     Raises:
         SeqtuneError: The data cannot be read, or there is none.
     """
-    from seqtune.data.sources import load as load_data
+    from seqtune.training.pack import examples_for
 
     stage = plan.stages[index]
-    examples = load_data(stage.data)
-    if not len(examples.train) and not isinstance(stage.data, MixtureSpec):  # a mixture is read while it is trained on
+    examples = examples_for(stage)
+    later = stage.packing.path is not None or isinstance(
+        stage.data, MixtureSpec
+    )  # a stream is read as it is trained on
+    if not len(examples.train) and not later:
         raise SeqtuneError("there are no training examples", where="data", hint="check data.path and data.limit")
     run = StageRun(
         stage=stage,
@@ -280,19 +282,3 @@ def _says_disk_full(error: BaseException | None, path: Path) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def quiet() -> None:
-    """No telemetry, no progress bars and no chatter from the libraries below: the run's own events say it all."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import datasets
-    import huggingface_hub.constants
-    import transformers
-
-    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read at import, which may be long past
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    # peft and TRL call transformers by names that transformers 5.20 deprecated.
-    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing(_enable|_disable)?` is deprecated", FutureWarning)

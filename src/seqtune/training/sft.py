@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from seqtune.config.mixture import MixtureSpec
-from seqtune.packing.pack import IGNORED
 from seqtune.training.common import (
     Measured,
     StageRun,
@@ -66,7 +65,7 @@ class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
                 check_length(self.run, max(max(row["seq_lengths"]) for row in inputs.rows))
             return super().micro_batches(inputs)
         row = self.train_dataset[0]  # a short step has no row for this process, which still takes part in the sums
-        return super().micro_batches(StepRows([{**row, "labels": [IGNORED] * len(row["labels"])}]))
+        return super().micro_batches(StepRows([{**row, "loss_mask": [0] * len(row["input_ids"])}]))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -106,13 +105,13 @@ class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
 def documents(row: dict[str, Any]) -> list[Scored]:
     """The documents of a packed row, each with its trained tokens."""
     ids = np.asarray(row["input_ids"], dtype=np.int64)
-    trained = np.asarray(row["labels"], dtype=np.int64) != IGNORED
+    trained = np.asarray(row["loss_mask"], dtype=np.bool_)
     ends = np.cumsum(row["seq_lengths"])[:-1]
     return [Scored(*parts) for parts in zip(np.split(ids, ends), np.split(trained, ends), strict=True)]
 
 
 def rows(run: StageRun, examples: Dataset, *, heldout: bool) -> Dataset:
-    """Examples as packed rows: `input_ids`, `labels` and `seq_lengths`.
+    """Examples as packed rows: `input_ids`, `loss_mask` and `seq_lengths`.
 
     Raises:
         SeqtuneError: The examples cannot be trained on, or a document is longer than a row or than the model reads.
@@ -155,6 +154,7 @@ def trainer(run: StageRun) -> Sft:
             **at_start(run, heldout),
             packing=False,
             max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},  # which would write a copy of every row with labels
         ),
         train_dataset=train,
         processing_class=run.tokenizer,

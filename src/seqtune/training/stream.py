@@ -9,7 +9,6 @@ import numpy as np
 
 from seqtune.data.stream import Address
 from seqtune.errors import SeqtuneError
-from seqtune.packing.pack import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +48,7 @@ class _Piece(NamedTuple):
 
 
 class PackedStream:
-    """Rows of `input_ids`, `labels` and `seq_lengths`, as `seqtune.packing.pack.pack` writes them, without an end or
+    """Rows of `input_ids`, `loss_mask` and `seq_lengths`, as `seqtune.packing.pack.pack` writes them, without an end or
     until the mixture ends.
 
     Args:
@@ -155,11 +154,11 @@ class PackedStream:
 
     def _row(self, pieces: list[_Piece]) -> dict[str, Any]:
         ids = np.concatenate([piece.ids for piece in pieces])
-        labels = np.where(np.concatenate([piece.mask for piece in pieces]), ids, np.int32(IGNORED))
+        mask = np.concatenate([piece.mask for piece in pieces]).astype(np.uint8)
         sizes = [len(piece.ids) for piece in pieces]
-        labels[np.cumsum(sizes) - sizes] = IGNORED  # nothing of its own precedes the first token of a document
+        mask[np.cumsum(sizes) - sizes] = 0  # nothing of its own precedes the first token of a document
         whole = [len(ids)] if self.spec.attention == "causal" else sizes
-        return {"input_ids": ids, "labels": labels, "seq_lengths": whole}
+        return {"input_ids": ids, "loss_mask": mask, "seq_lengths": whole}
 
 
 def _part(document: Document, start: int, stop: int) -> _Piece:
