@@ -1,6 +1,6 @@
 """Optimiser steps on segment forests against TRL's, both in this process; writes a section of docs/benchmarks.md.
 
-    python tests/benchmarks/forest.py [--quick] [--threads N] [--write] [groups] [pairs] [documents] [attention]
+    python tests/benchmarks/forest.py [--threads N] [--write | [--quick] [groups] [pairs] [documents] [attention]]
 
 The full run takes about seven minutes on one quiet core. `--quick` takes every step once and says little.
 """
@@ -455,15 +455,17 @@ def main() -> None:
     words.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     words.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md")
     given = words.parse_args()
+    if given.write and (given.sections or given.quick):
+        words.error("--write wants every table, measured in full")
     torch.set_num_threads(given.threads)
     tables = []
     for name in given.sections or SECTIONS:
         with TemporaryDirectory() as folder:
             tables.append(SECTIONS[name](Path(folder), 1 if given.quick else 3))
     if given.write:
-        words_of = " ".join(["python tests/benchmarks/forest.py --write", *given.sections])
-        intro = f"`{words_of}`. {machine()}. {ABOUT}"
-        write_section("Segment forests against TRL", "\n\n".join([intro, *("\n".join(table) for table in tables)]))
+        intro = f"`python tests/benchmarks/forest.py --write --threads {given.threads}` on {machine()}.\n{ABOUT}"
+        title = f"Segment forests against TRL, {given.threads} thread{'s' if given.threads > 1 else ''}"
+        write_section(title, "\n\n".join([intro, *("\n".join(table) for table in tables)]))
 
 
 if __name__ == "__main__":
