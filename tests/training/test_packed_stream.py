@@ -132,7 +132,7 @@ def test_data_that_ends_too_soon_says_after_how_many_steps(sources: list[dict[st
 def test_killed_at_random_moments_the_token_stream_is_the_same(
     sources: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that appends rows, and saves its state now and then, is killed 20 times; its file is that of one run."""
+    """A process that appends rows and saves its state now and then is killed 20 times; its file is that of one run."""
     (tmp_path / "sources.json").write_text(json.dumps(sources))
     moments = random.Random(1)
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
