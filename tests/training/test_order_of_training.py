@@ -21,6 +21,7 @@ from seqtune.parallel.specs import Ddp, Single
 from seqtune.report.events import Step
 from seqtune.training import sft
 from seqtune.training.common import complete_checkpoints, stage_folder
+from seqtune.training.pack import pack_stage
 from seqtune.training.run import resume, train
 
 if TYPE_CHECKING:
@@ -201,3 +202,21 @@ def test_two_processes_train_what_one_does(texts: Path, tmp_path: Path) -> None:
         train(plan_of(run), folder=run, watch=lambda event: None)
         losses.append([row["loss"] for row in run.metrics() if "loss" in row])
     assert losses[1] == pytest.approx(losses[0], abs=2e-5)
+
+
+def test_a_pack_is_trained_in_any_order_that_it_was_not_made_for(
+    texts: Path, trained: list[list[list[int]]], tmp_path: Path
+) -> None:
+    """Rows of a growing pack are cut for it; others can be taken in any order."""
+    plain = plan(texts, Unpacked(capacity=64, on_overflow="drop"), max_steps=3, save_every=None)
+    pack_stage(plain, tmp_path / "pack")
+    read = {"path": str(tmp_path / "pack"), "order": TokenBudget(name="token_budget")}
+    run = create(tmp_path / "run", plain.model_copy(update={"packing": plain.packing.model_copy(update=read)}))
+    train(plan_of(run), folder=run, watch=lambda event: None)
+    assert [sum(map(len, step)) <= 256 for step in trained] == [True] * 3
+    growing = plain.packing.model_copy(
+        update={"path": str(tmp_path / "pack"), "on_overflow": "split", "order": PACKINGS["growlength"].order}
+    )
+    other = create(tmp_path / "other", plain.model_copy(update={"packing": growing}))
+    with pytest.raises(SeqtuneError, match=r"packing\.order"):
+        train(plan_of(other), folder=other, watch=lambda event: None)
