@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from seqtune.errors import SeqtuneError
+from seqtune.rewards.score import score
 from seqtune.rewards.specs import Custom
 
 SOURCE = """
@@ -104,3 +106,88 @@ def test_a_module_that_fails_is_named(tmp_path: Path, monkeypatch) -> None:
 def test_a_name_that_is_no_place_and_function_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         Custom(name=name)
+
+
+# Processes and time
+
+
+FILE = """
+import asyncio, os, time
+
+def pid(completions):
+    print("not an answer")
+    return [float(os.getpid()) for _ in completions]
+
+def sleeping(completions):
+    time.sleep(float(completions[0]))
+    return [float(c) for c in completions]
+
+def dying(completions):
+    if completions == ["die"]:
+        os._exit(1)
+    return [1.0 for _ in completions]
+
+def ranks(completions):
+    return [[1.0, 2.0] for _ in completions]
+
+def failing(completions, answer):
+    return [1 / a for a in answer]
+
+async def waiting(completions):
+    await asyncio.sleep(float(completions[0]))
+    return [1.0 for _ in completions]
+"""
+
+
+@pytest.fixture
+def rewards(tmp_path) -> str:
+    (tmp_path / "mine.py").write_text(FILE)
+    return str(tmp_path / "mine.py")
+
+
+def pooled(name: str, completions: list[str], *, vectors: bool = False, **fields):
+    columns = fields.pop("columns", {})
+    return score(Custom(name=name, **fields).build(), ["p"] * len(completions), completions, columns, vectors=vectors)
+
+
+def test_workers_are_processes_of_their_own_whose_prints_do_no_harm(rewards) -> None:
+    found = pooled(f"{rewards}:pid", ["a"] * 6, workers=2)
+    assert len(set(found)) <= 2
+    assert os.getpid() not in found
+
+
+def test_a_row_that_is_late_is_not_scored_and_the_others_are(rewards) -> None:
+    assert pooled(f"{rewards}:sleeping", ["0.01", "30", "0.02"], workers=1, timeout=1.0) == [0.01, None, 0.02]
+
+
+def test_a_row_that_ends_its_process_is_not_scored(rewards) -> None:
+    assert pooled(f"{rewards}:dying", ["live", "die", "live"], workers=1) == [1, None, 1]
+
+
+def test_workers_hand_lists_and_coroutines_through(rewards) -> None:
+    assert pooled(f"{rewards}:ranks", ["a", "b"], workers=1, vectors=True) == [[1, 2]] * 2
+    assert pooled(f"{rewards}:waiting", ["0"], workers=1) == [1]
+
+
+def test_a_worker_that_fails_names_the_row(rewards) -> None:
+    with pytest.raises(SeqtuneError, match="ZeroDivisionError") as caught:
+        pooled(f"{rewards}:failing", ["a", "b"], workers=1, columns={"answer": [1, 0]})
+    assert caught.value.problems[0].where == "row 1"
+
+
+def test_a_worker_that_cannot_load_the_function_says_so(rewards) -> None:
+    with pytest.raises(SeqtuneError, match="has no function 'pidd'"):
+        pooled(f"{rewards}:pidd", ["a"], workers=1)
+
+
+def test_columns_that_are_no_json_are_refused(rewards) -> None:
+    with pytest.raises(SeqtuneError, match=r"reward\.workers"):
+        pooled(f"{rewards}:ranks", ["a"], workers=1, columns={"answer": [object()]})
+
+
+def test_a_coroutine_has_a_time_of_its_own(rewards) -> None:
+    assert pooled(f"{rewards}:waiting", ["0", "0"], timeout=5.0) == [1, 1]
+    with pytest.raises(SeqtuneError, match=r"took more than 0\.05 s for 1 completions"):
+        pooled(f"{rewards}:waiting", ["30"], timeout=0.05)
+    with pytest.raises(SeqtuneError, match="nothing can interrupt it"):
+        pooled(f"{rewards}:pid", ["0"], timeout=0.05)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqtune.errors import SeqtuneError
-from seqtune.rewards import math_equiv
+from seqtune.rewards import child as child_process
 from seqtune.rewards.answers import plain_integer
 from seqtune.rewards.math_worker import judge
 from seqtune.rewards.specs import MathEquiv
@@ -95,7 +95,7 @@ def test_the_short_cut_for_integers_agrees_with_math_verify(one, other) -> None:
 
 
 def test_integers_do_not_start_the_child(monkeypatch) -> None:
-    monkeypatch.setattr(math_equiv.subprocess, "Popen", lambda *a, **k: pytest.fail("the child was started"))
+    monkeypatch.setattr(child_process.subprocess, "Popen", lambda *a, **k: pytest.fail("the child was started"))
     rows = 20_000
     begin = time.perf_counter()
     values = MathEquiv().build()(["p"] * rows, ["2 + 3 = 5\n#### 5", "#### 6"] * (rows // 2), answer=["5"] * rows)
@@ -113,7 +113,7 @@ def test_an_endless_computation_counts_as_wrong_and_the_next_row_is_scored() -> 
 
 def test_a_killed_child_is_replaced(reward) -> None:
     assert scored(reward, "#### 1/2", "0.5") == 1
-    child = reward._checker._child
+    child = reward._child._process
     child.kill()
     child.wait()
     assert scored(reward, "#### 1/2", "0.5") == 1
@@ -130,14 +130,14 @@ def test_it_works_outside_the_main_thread(reward) -> None:
 def test_a_discarded_reward_leaves_no_process_behind() -> None:
     reward = MathEquiv().build()
     assert scored(reward, "#### 1/2", "0.5") == 1
-    child = reward._checker._child
+    child = reward._child._process
     os.kill(child.pid, 0)
     del reward
     assert child.poll() is not None
 
 
 def test_a_child_that_cannot_start_is_reported(monkeypatch) -> None:
-    monkeypatch.setattr(math_equiv.sys, "executable", "/bin/false")
+    monkeypatch.setattr(child_process.sys, "executable", "/bin/false")
     with pytest.raises(SeqtuneError, match="does not start") as caught:
         scored(MathEquiv().build(), "#### 1/2", "0.5")
     assert "math_worker" in caught.value.problems[0].hint

@@ -1,3 +1,4 @@
+import asyncio
 import fractions
 
 import numpy as np
@@ -109,13 +110,101 @@ def test_the_reward_cannot_change_the_batch() -> None:
     assert len(answers) == len(PROMPTS) == 3
 
 
-@pytest.mark.parametrize("name", list(REWARDS))
+FIELDS = {
+    "format": {"pattern": r".*\d"},
+    "cosine_length": {"max_length": 10},
+    "soft_overlong": {"max_length": 3, "cache": 2},
+    "length_budget": {"target": 2},
+    "combined": {
+        "parts": {"right": {"name": "exact"}, "short": {"name": "soft_overlong", "max_length": 3, "cache": 2}}
+    },
+}
+NEEDS_MODEL = {"reward_model"}  # in test_reward_model.py
+WANTED = {  # of "#### 5", "", "what ☃?"; tokens [1, 1, 1, 1], [2], [3, 4]
+    "code_exec": [1, 0, 0],
+    "list_ndcg": [0, 0, 0],
+    "cosine_length": [0.5 + 0.25 * (1 + 0.30901699437494745), -0.5 - 0.25 * (1 + 0.9510565162951535), -0.952254],
+    "soft_overlong": [-1, 0, -0.5],
+    "length_budget": [-1, -0.5, 0],
+    "repetition": [-0.5, 0, 0],
+    "combined": [0, 0, -0.5],
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(REWARDS) - NEEDS_MODEL))
 def test_every_registered_reward_is_deterministic_and_ignores_the_order_of_rows(name: str) -> None:
-    fields = {"pattern": r".*\d"} if name == "format" else {}
-    reward = REWARDS.load(name)(**fields).build()
+    reward = REWARDS.load(name)(**FIELDS.get(name, {})).build()
     completions = ["#### 5", "", "what \N{SNOWMAN}?", "#### 6"]
-    columns = {"answer": ["5", "5", "5", None], "level": [1, 2, 3, 4]}
+    columns = {
+        "answer": ["5", "5", "5", None],
+        "level": [1, 2, 3, 4],
+        "tests": ["assert True", "assert False", "assert True", None],
+        "relevant": [["a"], ["b"], ["c"], None],
+        "completion_ids": [[1, 1, 1, 1], [2], [3, 4], [5]],
+    }
     straight = score(reward, ["p"] * 4, completions, columns)
     backwards = score(reward, ["p"] * 4, completions[::-1], {key: values[::-1] for key, values in columns.items()})
     assert backwards[::-1] == straight == score(reward, ["p"] * 4, completions, columns)
-    assert straight[:3] == [1, 0, 0]
+    assert straight[:3] == pytest.approx(WANTED.get(name, [1, 0, 0]), abs=1e-6)
+
+
+# Several numbers a completion
+
+
+def test_several_numbers_a_completion_are_for_those_who_ask() -> None:
+    def ranks(prompts, completions):
+        return [[1, 0.5], None, np.array([1.0, 2.0, 3.0])]
+
+    assert score(ranks, PROMPTS, COMPLETIONS, {}, vectors=True) == [[1, 0.5], None, [1, 2, 3]]
+    with pytest.raises(SeqtuneError, match=r"returned \[1, 0.5\], which is not a number") as caught:
+        score(ranks, PROMPTS, COMPLETIONS, {})
+    assert "one number" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ([], "a number is missing"),
+        ([1, None], "a number is missing"),
+        ([1, float("nan")], "returned nan"),
+        ([[1]], "not a number"),
+        (["1"], "not a number"),
+    ],
+)
+def test_a_list_of_numbers_is_checked_with_its_row(value, problem: str) -> None:
+    with pytest.raises(SeqtuneError, match=problem) as caught:
+        score(lambda prompts, completions: [1.0, value, 0.0], PROMPTS, COMPLETIONS, {}, vectors=True)
+    assert "row 1" in caught.value.problems[0].where
+
+
+def test_a_batch_of_vectors_may_be_one_array() -> None:
+    found = score(lambda prompts, completions: np.eye(3), PROMPTS, COMPLETIONS, {}, vectors=True)
+    assert found == np.eye(3).tolist()
+
+
+# Coroutines
+
+
+async def slowly(prompts, completions):
+    await asyncio.sleep(0.01)
+    return [float(len(one)) for one in completions]
+
+
+def test_a_coroutine_is_awaited() -> None:
+    assert score(slowly, PROMPTS, COMPLETIONS, {}) == [1, 1, 1]
+
+
+def test_a_coroutine_is_awaited_where_a_loop_runs_already() -> None:
+    async def notebook():
+        return score(slowly, PROMPTS, COMPLETIONS, {})
+
+    assert asyncio.run(notebook()) == [1, 1, 1]
+
+
+def test_a_coroutine_that_raises_names_the_row() -> None:
+    async def ratio(prompts, completions, size):
+        return [1 / value for value in size]
+
+    with pytest.raises(SeqtuneError, match="ZeroDivisionError") as caught:
+        score(ratio, PROMPTS, COMPLETIONS, {"size": [1, 0, 1]})
+    assert "row 1" in caught.value.problems[0].where

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from seqtune.errors import SeqtuneError, did_you_mean
+from seqtune.rewards.child import Child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
 
-def load(name: str) -> Callable[..., Any]:
+def load(name: str, *, timeout: float | None = None) -> Callable[..., Any]:
     """The function a name points at, called with the columns its signature takes.
 
     Args:
         name: `package.module:function` or `path/to/file.py:function`.
+        timeout: Seconds a batch may take; only a function that is `async def` can be interrupted.
 
     Raises:
         SeqtuneError: The module, the file or the function does not exist, importing it fails, it is not callable, or it
@@ -39,7 +44,76 @@ def load(name: str) -> Callable[..., Any]:
         )
     if not callable(function):
         raise SeqtuneError(f"'{attribute}' of '{place}' cannot be called", where=f"reward.name={name}")
-    return _taking_columns(function, name)
+    reward = _taking_columns(function, name)
+    if timeout is None:
+        return reward
+    if not inspect.iscoroutinefunction(function):
+        raise SeqtuneError(
+            f"'{attribute}' is not `async def`, so nothing can interrupt it in this process",
+            where="reward.timeout",
+            hint="reward.workers=4 runs it in processes of its own, which can be stopped",
+        )
+    return _in_time(reward, name, timeout)
+
+
+def _in_time(reward: Callable[..., Any], name: str, timeout: float) -> Callable[..., Any]:
+    async def limited(prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
+        try:
+            return await asyncio.wait_for(reward(prompts, completions, **columns), timeout)
+        except TimeoutError as error:
+            raise SeqtuneError(
+                f"reward '{name}' took more than {timeout:g} s for {len(completions)} completions",
+                where="reward.timeout",
+                hint="raise it; or reward.workers=4, with which it counts for a row and a late row gets no score",
+            ) from error
+
+    limited.__name__ = name
+    return limited
+
+
+class Pooled:
+    """A user's reward in processes of its own, a row at a time: `reward(prompts, completions, **columns)`.
+
+    A row that takes longer than `timeout`, or ends its process, gets None; its process is replaced.
+
+    Args:
+        name: As `load`.
+        workers: Processes.
+        timeout: Seconds a row may take; None waits for ever.
+    """
+
+    def __init__(self, name: str, *, workers: int, timeout: float | None) -> None:
+        self.__name__, self._timeout = name, timeout
+        self._workers = [
+            Child("seqtune.rewards.custom_worker", name, purpose=f"reward '{name}'", where="reward.name")
+            for _ in range(workers)
+        ]
+
+    def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[Any]:
+        idle: SimpleQueue[Child] = SimpleQueue()
+        for worker in self._workers:
+            idle.put(worker)
+
+        def one(row: int) -> Any:
+            own = {key: values[row] for key, values in columns.items()}
+            worker = idle.get()
+            try:
+                question = {"prompt": prompts[row], "completion": completions[row], "columns": own}
+                found = worker.ask(question, self._timeout if self._timeout is not None else float("inf"))
+            except TypeError as error:  # json.dumps
+                raise SeqtuneError(
+                    f"the columns cannot be sent to the processes of reward '{self.__name__}': {error}",
+                    where="reward.workers",
+                    hint="reward.workers=0 runs it in this process",
+                ) from error
+            finally:
+                idle.put(worker)
+            if found is not None and "problem" in found:
+                raise SeqtuneError(found["problem"], where=f"row {row}", hint=found["hint"])
+            return None if found is None else found["score"]
+
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            return list(pool.map(one, range(len(completions))))
 
 
 def _from_file(path: Path, name: str) -> ModuleType:

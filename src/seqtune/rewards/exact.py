@@ -1,9 +1,10 @@
-"""Equality after normalisation."""
+"""Equality and overlap after normalisation."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 
 from seqtune.rewards.answers import marked_answer, references
 
@@ -51,6 +52,27 @@ def exact(prompts: list[str], completions: list[str], **columns: list[object]) -
         _equal(completion, reference)
         for completion, reference in zip(completions, references(columns, "exact"), strict=True)
     ]
+
+
+def f1(prompts: list[str], completions: list[str], **columns: list[object]) -> list[float | None]:
+    """2PR/(P+R) over the words that both answers have, counted as often as both have them, after `normalised`.
+
+    P is their share of the completion's words, R of the reference's; answers are found as in `exact`. 0.0 where they
+    share none, None where there is no reference (https://arxiv.org/abs/1606.05250).
+    """
+    return [
+        _overlap(completion, reference)
+        for completion, reference in zip(completions, references(columns, "f1"), strict=True)
+    ]
+
+
+def _overlap(completion: str, reference: str | None) -> float | None:
+    wanted = Counter(normalised(_answer(reference)).split()) if reference is not None else Counter()
+    if not wanted:
+        return None
+    given = Counter(normalised(_answer(completion)).split())
+    shared = (wanted & given).total()
+    return 2 * shared / (wanted.total() + given.total())
 
 
 def _equal(completion: str, reference: str | None) -> float | None:

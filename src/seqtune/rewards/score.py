@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from seqtune.errors import SeqtuneError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+Score = float | list[float] | None
+"""What a row may get: a number; numbers, one for each rank, segment or token; None if it is not scored."""
 
 SHOWN = 80
 """Characters of a prompt quoted in a message."""
 
 
+@overload
 def score(
     reward: Callable[..., Any],
     prompts: Sequence[str],
@@ -22,24 +29,46 @@ def score(
     columns: Mapping[str, Sequence[Any]],
     *,
     name: str = "",
-) -> list[float | None]:
+) -> list[float | None]: ...
+@overload
+def score(
+    reward: Callable[..., Any],
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    name: str = "",
+    vectors: Literal[True],
+) -> list[Score]: ...
+def score(
+    reward: Callable[..., Any],
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    name: str = "",
+    vectors: bool = False,
+) -> Any:
     """One finite number a row, or None for a row the reward does not score.
 
     Args:
-        reward: `reward(prompts, completions, **columns)`, what a reward spec builds.
+        reward: `reward(prompts, completions, **columns)`, what a reward spec builds; it may be `async def`.
         prompts: A prompt a row.
         completions: Its completion.
         columns: Further columns of the data, one value a row each, `answer` among them.
         name: What messages call the reward; empty takes the name of the function.
+        vectors: Whether the caller has use for several numbers a row, one for each rank, segment or token; evaluation,
+            combined rewards and objectives that spread one number over a completion have not.
 
     Raises:
         SeqtuneError: The reward raises, returns another number of values than there are rows, or something that is
-            neither a finite number nor None; names the reward, the row and the beginning of its prompt.
+            neither a finite number nor None (nor, with `vectors`, a list of at least one finite number); names the
+            reward, the row and the beginning of its prompt.
     """
     title = name or getattr(reward, "__name__", type(reward).__name__)
     given = {key: list(values) for key, values in columns.items()}
     try:
-        values = reward(list(prompts), list(completions), **given)
+        values = settled(reward(list(prompts), list(completions), **given))
     except SeqtuneError:
         raise
     except Exception as error:  # a user's code may raise anything; it is told with the row
@@ -60,7 +89,44 @@ def score(
             where=first and f"from {first}",
             hint="return a list with one number or None per completion",
         )
-    return [_number(value, title, row, prompts) for row, value in enumerate(values)]
+    return [_score(value, title, row, prompts, vectors) for row, value in enumerate(values)]
+
+
+def settled(value: Any) -> Any:
+    """What a call gave, awaited if it is a coroutine; a loop of its own runs it, also where one is running already."""
+    if not inspect.isawaitable(value):
+        return value
+
+    async def wait(one: Awaitable[Any]) -> Any:
+        return await one
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait(value))
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, wait(value)).result()
+
+
+def _score(value: Any, title: str, row: int, prompts: Sequence[str], vectors: bool) -> Score:
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1 and len(value) != 1:
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        return _number(value, title, row, prompts)
+    if not vectors:
+        raise SeqtuneError(
+            f"reward '{title}' returned {value!r}, which is not a number",
+            where=_place(row, prompts),
+            hint="a completion gets one number here; several (a rank, segment or token each) have no place",
+        )
+    numbers = [_number(one, title, row, prompts) for one in value]
+    if not numbers or None in numbers:
+        raise SeqtuneError(
+            f"reward '{title}' returned {value!r}, in which a number is missing",
+            where=_place(row, prompts),
+            hint="return at least one number and no None in a list; None for the whole row if it cannot be scored",
+        )
+    return numbers  # type: ignore[return-value]  # no None among them
 
 
 def _number(value: Any, title: str, row: int, prompts: Sequence[str]) -> float | None:
@@ -85,9 +151,8 @@ def _culprit(
     """The first row on which the reward raises by itself; None if only the batch as a whole makes it raise."""
     for row in range(len(completions)):
         try:
-            reward(
-                [prompts[row]], [completions[row]], **{key: values[row : row + 1] for key, values in columns.items()}
-            )
+            own = {key: values[row : row + 1] for key, values in columns.items()}
+            settled(reward([prompts[row]], [completions[row]], **own))
         except Exception:  # the caller reports the error that the whole batch raised
             return row
     return None
