@@ -5,7 +5,7 @@
 The data are the functions and classes of the Python standard library, one document each, as bytes; the model is
 `model=tiny`. Every way of packing trains the same number of steps of about as many tokens, with the same learning
 rate, and is measured on the same held-out documents, each read alone. Seconds are those of training, without measuring.
-`--write` puts the table into docs/packing-quality.md and the plot beside it.
+`--write` puts the table into docs/benchmarks.md and the plot beside it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from common import write_section
 from datasets import Dataset
 from matplotlib.figure import Figure
 
@@ -51,7 +52,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 CAPACITY, ROWS, SHORTEST = 2048, 2, 64
 MODEL = TinyModelSpec(name="tiny", hidden_size=64, layers=3, intermediate_size=192)
-PAGE, PLOT = ROOT / "docs" / "packing-quality.md", ROOT / "docs" / "assets" / "packing-quality.png"
+PLOT = ROOT / "docs" / "assets" / "packing-quality.png"
+ABOUT = """Six ways to put the same documents into rows. Each trains a small model from scratch with the same learning
+rate and number of steps, and is measured on the same held-out documents, each read alone."""
+NOTES = f"""![Held-out loss against trained tokens and against seconds](assets/{PLOT.name})
+
+{{steps}} steps, {{seeds}} seeds (± is their standard deviation, the band of the plot their range), one thread:
+`OMP_NUM_THREADS=1 python tests/benchmarks/packing_quality.py --write`. The documents are the functions and classes of
+the Python standard library as bytes, {CAPACITY:,} tokens a row, {ROWS} rows a step or as many tokens. *Context* is the mean
+number of tokens that a trained token can attend to. *Padded* makes every document of a step as long as the longest, as
+trainers without packing do. The last column is when a run reached the mean final loss of the first way."""
 
 
 class Padded(sft.Sft):
@@ -209,7 +219,7 @@ def table(curves: dict[str, list[Curve]]) -> str:
     """The comparison as Markdown; the first way is what the others are compared with."""
     target = statistics.mean(curve.losses[-1] for curve in next(iter(curves.values())))
     lines = [
-        "| rows | held-out loss | trained tokens | seconds | context | seconds to the first row's loss |",
+        "| rows | held-out loss | trained tokens | seconds | context | seconds to the loss of the first |",
         "|---|---|---|---|---|---|",
     ]
     for name, runs in curves.items():
@@ -265,7 +275,7 @@ def main() -> None:
     words.add_argument("--steps", type=int, default=120)
     words.add_argument("--seeds", type=int, default=3)
     words.add_argument("--quick", action="store_true", help="6 steps, one seed: to try it out")
-    words.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)} and its plot")
+    words.add_argument("--write", action="store_true", help="write the section of docs/benchmarks.md and its plot")
     words.add_argument("--out", type=Path, help="also write every curve to this JSON file")
     given = words.parse_args()
     steps, seeds = (6, 1) if given.quick else (given.steps, given.seeds)
@@ -286,10 +296,10 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps({name: [vars(curve) for curve in runs] for name, runs in curves.items()}))
     if given.write:
-        start, end = "<!-- measured -->", "<!-- /measured -->"
-        head, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
-        PAGE.write_text(f"{head}{start}\n{found}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
         plot(curves, PLOT)
+        write_section(
+            "What packing does to the loss", f"{ABOUT}\n\n{found}\n\n{NOTES.format(steps=steps, seeds=seeds)}"
+        )
 
 
 if __name__ == "__main__":
