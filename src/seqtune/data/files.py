@@ -74,14 +74,14 @@ def read(path: Path, text_by: str, seen: Callable[[int], None] = lambda size: No
             seen(path.stat().st_size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SeqtuneError(f"'{path}' is damaged: {error}", "data.path", "copy or download it again") from error
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:  # of the system; Arrow's own have none
+            raise SeqtuneError(f"'{path}' cannot be read: {error.strerror}", "data.path") from error
         raise SeqtuneError(
             f"'{path}' is no readable {kind} file: {str(error).splitlines()[0]}",
             "data.path",
             "copy or write it again; its extension must say what it is",
         ) from error
-    except OSError as error:
-        raise SeqtuneError(f"'{path}' cannot be read: {error.strerror or error}", "data.path") from error
 
 
 class Place(NamedTuple):

@@ -134,11 +134,7 @@ def pack_stage(
     Raises:
         SeqtuneError: The data, the tokenizer or the folder is at fault.
     """
-    from seqtune.models.load import load_tokenizer
-
-    spec = stage.packing.model_copy(update={"path": None})
-    tokenizer = load_tokenizer(stage.model)
-    origin = _origin(stage, tokenizer)
+    tokenizer, spec, origin = _prepared(stage)
     key = artefact.key(spec, origin)
     told = json.dumps([key, share])
     with artefact.working(out, told) as work:
@@ -222,12 +218,9 @@ def dry_run(
     Raises:
         SeqtuneError: The data or the tokenizer is at fault.
     """
-    from seqtune.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(stage.model)
-    spec = stage.packing.model_copy(update={"path": None})
+    tokenizer, spec, origin = _prepared(stage)
     with TemporaryDirectory(prefix="seqtune-pack-") as place:
-        part = _tokenised(stage, tokenizer, _origin(stage, tokenizer), Path(place), workers, (1, 1), progress)
+        part = _tokenised(stage, tokenizer, origin, Path(place), workers, (1, 1), progress)
         store, skipped = _store([(Path(place), part)])
         found: dict[str, Any] = {}
         for name in dict.fromkeys((spec.name, *COMPARED)):
@@ -287,6 +280,19 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(TinyModelSpec(name="tiny") if said["name"] == "tiny" else ModelSpec(**said))
 
 
+def _prepared(stage: Stage) -> tuple[PreTrainedTokenizerBase, PackingSpec, artefact.Origin]:
+    from seqtune.models.load import load_tokenizer
+
+    if isinstance(stage.data, MixtureSpec):
+        raise SeqtuneError(
+            "a mixture is a stream, which is packed while it is trained on",
+            "data.name",
+            "data.path=FILE packs a source; training reads the mixture without a pack",
+        )
+    tokenizer = load_tokenizer(stage.model)
+    return tokenizer, stage.packing.model_copy(update={"path": None}), _origin(stage, tokenizer)
+
+
 def _like(spec: PackingSpec, name: str) -> PackingSpec:
     """Another packing with the same rows and the same overflow."""
     kept = {field: getattr(spec, field) for field in ("capacity", "attention", "seed", "on_overflow")}
@@ -304,12 +310,7 @@ def _tokenised(
     progress: Callable[[Progress], None],
 ) -> dict[str, Any]:
     """Tokenise this machine's share of the examples into shards; returns what is known of them."""
-    if isinstance(stage.data, MixtureSpec):
-        raise SeqtuneError(
-            "a mixture is a stream, which is packed while it is trained on",
-            "data.name",
-            "data.path=FILE packs a source; training reads the mixture without a pack",
-        )
+    assert not isinstance(stage.data, MixtureSpec)  # `_prepared` refused it
     bad, writer = BadRows(_on_error(stage)), Writer(folder)
     meter = _Meter(sum(source.get("bytes", 0) for source in origin.sources), writer, progress)
     keys = bytearray() if stage.data.eval_size and isinstance(stage.data, DataSpec) else None
