@@ -240,7 +240,7 @@ def groups(folder: Path, repeats: int) -> list[str]:
     )
     theirs = GRPOTrainer(
         model=model(),
-        reward_funcs=[policy.scorer(run)],
+        reward_funcs=[policy.Scorer(run)],
         args=GRPOConfig(
             **settings(folder, GROUP),
             num_generations=GROUP,

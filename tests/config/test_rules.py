@@ -24,6 +24,12 @@ BROKEN = [
      "objective.aggregation=sequence_mean"),
     ("gspo_tiny", ["objective=rank_grpo"], "objective 'rank_grpo' needs a reward for each line of a completion: "
      "reward 'format' provides no such thing", "reward.name", "seqtune list objectives"),
+    ("gspo_tiny", ["objective=rank_grpo", "reward=list_ndcg", "reward.output=exp_inf", "reward.k=5"],
+     "reward.k=5 ranks are scored, but objective.ranks=20", "reward.k: command line", "reward.k=20"),
+    ("gspo_tiny", ["objective=rank_grpo", "reward=list_ndcg", "reward.output=log_decay"],
+     "reward.output=log_decay is discounted already", "reward.output: command line", "objective.rank_reward=own"),
+    ("gspo_tiny", ["objective=rank_grpo", "reward=list_ndcg"], "objective 'rank_grpo' needs a reward for each line",
+     "reward.name", "another objective"),
     ("gspo_tiny", ["objective=prefix_rft"], "objective 'prefix_rft' needs completions that go on from a "
      "demonstration's beginning: rollout 'transformers' provides", "rollout.name", "another objective"),
     ("gspo_tiny", ["objective=foresight"], "objective 'foresight' needs a low-level", "reward.name", "another"),
@@ -149,6 +155,7 @@ def test_a_combination_that_cannot_run_is_refused(
         ("gspo_tiny", ["objective=policy", "objective.credit=tree", "objective.tree_weight=0.5"]),
         ("gspo_tiny", ["objective=policy", "objective.clip=soft", "objective.tau_positive=2"]),
         ("gspo_tiny", ["objective=policy", "objective.ratio=segment"]),
+        ("gspo_tiny", ["objective=rank_grpo", "reward=list_ndcg", "reward.output=exp_inf"]),
         ("gspo_tiny", ["objective=espo_entropy", "objective.grouping=bins", "objective.bins=3"]),
         ("gspo_tiny", ["objective.group_size=16"]),
         ("gspo_tiny", ["train.batch_size=4", "objective.group_size=8", "rollout.updates=2"]),
@@ -185,7 +192,7 @@ def test_every_input_an_objective_needs_is_known_to_the_rules() -> None:
 
 
 def test_a_reward_that_says_what_it_gives_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqtune.rewards.specs.Format.gives", frozenset({"rank_rewards"}), raising=False)
+    monkeypatch.setattr("seqtune.rewards.specs.Format.gives", frozenset({"rank_rewards"}))
     assert read(compose(["objective=rank_grpo"], "gspo_tiny")).stages
 
 

@@ -268,7 +268,7 @@ def test_policy_on_groups(
     monkeypatch.setattr(grpo_trainer, "create_model_from_path", lambda *args, **given: copy.deepcopy(untouched))
     theirs = in_order(GRPOTrainer, lambda made: rollouts)(
         model=untouched,
-        reward_funcs=[policy.scorer(run)],
+        reward_funcs=[policy.Scorer(run)],
         args=GRPOConfig(
             **settings(one, tmp_path),
             num_generations=group,

@@ -10,11 +10,13 @@ from policy_stage import stage, stage_run
 from test_policy import ASCII_FIRST, first_gradients
 
 from seqtune.config.rules import INPUTS
+from seqtune.errors import SeqtuneError
 from seqtune.models.load import load_model
 from seqtune.objectives import OBJECTIVES
 from seqtune.objectives.advantages import group
 from seqtune.objectives.credit import tree
 from seqtune.report.run_folder import RunFolder
+from seqtune.rewards.specs import Custom
 from seqtune.training.policy import trainer
 
 if TYPE_CHECKING:
@@ -130,3 +132,35 @@ def test_entropies_are_those_of_the_policy_that_sampled(tmp_path: Path, monkeypa
     logps = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     wanted = -(logps.exp() * logps).sum(-1)
     torch.testing.assert_close(rows["entropies"][i][mask[i]], wanted, rtol=1e-4, atol=1e-4)
+
+
+RANKED = """
+def by_line(completions, **columns):
+    rows = [[float(line[:1].isascii()) for line in text.split("\\n")[:3]] for text in completions]
+    return [row + [0.0] * (3 - len(row)) for row in rows]
+
+def short(completions, **columns):
+    return [[1.0] for _ in completions]
+"""
+
+
+def test_ranks_of_a_users_reward_reach_rank_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ranked.py").write_text(RANKED)
+    objective = {"name": "rank_grpo", "ranks": 3, "beta": 0.0}
+
+    def run(function: str) -> Any:
+        one = scored(objective, rollout={"max_new_tokens": 12})
+        reward = Custom(name=f"{tmp_path / 'ranked.py'}:{function}")
+        return trainer(stage_run(tmp_path / function, one.model_copy(update={"reward": reward})))
+
+    one = run("by_line")
+    assign, asked = one.advantage, {}
+    monkeypatch.setattr(one, "advantage", lambda r, **given: asked.update(given, r=r) or assign(r, **given))
+    first_gradients(one, monkeypatch)
+    assert asked["rank_rewards"].shape == (8, 3)
+    torch.testing.assert_close(asked["rank_rewards"].sum(1), asked["r"])
+    assert (asked["segments"][asked["mask"]] >= 0).all()
+    (rows,) = one._buffered_inputs
+    assert rows["advantages"].shape == rows["segments"].shape
+    with pytest.raises(SeqtuneError, match="returned 1 numbers a completion; the objective learns 3 ranks"):
+        first_gradients(run("short"), monkeypatch)

@@ -197,7 +197,9 @@ def _ratio_and_aggregation(stage: Stage) -> Iterator[Violation]:
 
 
 def _needs(stage: Stage) -> Iterator[Violation]:
-    provided = {name for name, words in INPUTS.items() if not words} | getattr(stage.reward, "gives", frozenset())
+    provided = {name for name, words in INPUTS.items() if not words}
+    if stage.reward is not None:
+        provided |= stage.reward.gives
     missing = sorted(stage.objective.needs - provided)
     if not missing:
         return
@@ -209,6 +211,25 @@ def _needs(stage: Stage) -> Iterator[Violation]:
         ("objective.name", *(f"{axis}.name" for axis in axes)),
         next((INSTEAD[name] for name in missing if name in INSTEAD), "another objective: seqtune list objectives"),
     )
+
+
+def _ranks_agree(stage: Stage) -> Iterator[Violation]:
+    objective: Any = stage.objective
+    reward: Any = stage.reward
+    if "rank_rewards" not in objective.needs or getattr(reward, "name", None) != "list_ndcg":
+        return
+    if reward.k != objective.ranks:
+        yield Violation(
+            f"reward.k={reward.k} ranks are scored, but objective.ranks={objective.ranks} are learnt",
+            ("reward.k", "objective.ranks"),
+            f"reward.k={objective.ranks}",
+        )
+    if reward.output == "log_decay" and objective.rank_reward == "discounted":
+        yield Violation(
+            "reward.output=log_decay is discounted already; objective.rank_reward=discounted would do it again",
+            ("reward.output", "objective.rank_reward"),
+            "reward.output=exp_inf, or objective.rank_reward=own",
+        )
 
 
 def _chosen(stage: Stage, axis: str) -> str:
@@ -569,6 +590,7 @@ TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _format_fits,
     _policy_needs,
     _needs,
+    _ranks_agree,
     _parts_fit,
     _ratio_and_aggregation,
     _groups_fill_batches,

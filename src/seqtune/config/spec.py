@@ -116,6 +116,11 @@ class ParallelSpec(Spec):
 class RewardSpec(Spec):
     """How a completion is scored. `build()` returns a function of a batch giving one number a row."""
 
+    @property
+    def gives(self) -> frozenset[str]:
+        """What objectives may need beyond one number a row: keys of `seqtune.config.rules.INPUTS`."""
+        return frozenset()
+
     name: str
     """Name in the registry `rewards`, or `module:function`, or `file.py:function`."""
 

@@ -166,6 +166,10 @@ class ListNdcg(RewardSpec):
     relevant: str = "relevant"
     """Name of the column with the relevant items: a list, or a text with one a line."""
 
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset() if self.output == "ndcg" else frozenset({"rank_rewards"})
+
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.ranking import list_ndcg
 
@@ -304,6 +308,12 @@ class Custom(RewardSpec):
     """Processes that run it, a row at a time; 0 calls it in this process with the whole batch."""
     timeout: float | None = Field(None, gt=0)
     """Seconds: with `workers` for a row, which then gets no score; else for a batch of an `async def` function."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset(
+            {"rank_rewards"}
+        )  # a function may return a list a row; whether it does is seen when it is called
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.custom import Pooled, load

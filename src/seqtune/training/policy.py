@@ -40,7 +40,7 @@ from seqtune.training.common import (
 from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, body, lay_out, split, token_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -85,6 +85,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     num_generations: int
     max_completion_length: int
     ref_model: Any
+    reward_funcs: Any
     _buffered_inputs: Any
     """Micro-batches of the current rollout, as TRL keeps them; None before the first."""
 
@@ -187,6 +188,8 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             rows = torch.cat([output["prompt_ids"], ids], 1), torch.cat([output["prompt_mask"], mask], 1)
             with torch.no_grad():
                 found["old_logps"], found["entropies"] = self._scores(self.model, *rows, ids.shape[1], entropy=True)
+        if "rank_rewards" in asked:
+            found["rank_rewards"] = torch.tensor(self.reward_funcs[0].by_rank, device=ids.device)
         if "segments" in asked:
             found["segments"] = self._segments(ids, mask)
         return found
@@ -466,20 +469,31 @@ def plain(text: Any) -> str:
     return text if isinstance(text, str) else "\n".join(str(message["content"]) for message in text)
 
 
-def scorer(run: StageRun) -> Callable[..., list[float | None]]:
+class Scorer:
     """The stage's reward as TRL calls it.
 
-    Raises:
-        SeqtuneError: When called: the reward fails or returns something unusable; names the row.
-    """
-    spec = run.stage.reward
-    if spec is None:
-        raise SeqtuneError(
-            f"objective '{run.stage.objective.name}' needs a reward", "reward", "choose one: reward=math_equiv"
-        )
-    reward = spec.build()
+    Args:
+        run: Of a stage that has a reward.
 
-    def reward_of_rows(
+    Raises:
+        SeqtuneError: There is no reward; when called: the reward fails or returns something unusable; names the row.
+    """
+
+    __name__ = "reward"  # TRL keys its records by it
+
+    def __init__(self, run: StageRun) -> None:
+        spec, objective = run.stage.reward, run.stage.objective
+        if spec is None:
+            raise SeqtuneError(
+                f"objective '{objective.name}' needs a reward", "reward", "choose one: reward=math_equiv"
+            )
+        self.name, self.reward = spec.name, spec.build()
+        self.ranks: int | None = getattr(objective, "ranks", None) if "rank_rewards" in objective.needs else None
+        self.by_rank: list[list[float]] = []
+        """What each rank of the last call's completions earned, NaN in a row without a score."""
+
+    def __call__(
+        self,
         prompts: list[Any],
         completions: list[Any],
         completion_ids: Any,
@@ -489,9 +503,23 @@ def scorer(run: StageRun) -> Callable[..., list[float | None]]:
         **columns: list[Any],
     ) -> list[float | None]:
         texts = [plain(prompt) for prompt in prompts], [plain(completion) for completion in completions]
-        return score(reward, *texts, columns, name=spec.name)
+        if self.ranks is None:
+            return score(self.reward, *texts, columns, name=self.name)
+        found = score(self.reward, *texts, columns, name=self.name, vectors=True)
+        self.by_rank = [self._ranks_of(value) for value in found]
+        return [None if value is None else sum(self._ranks_of(value)) for value in found]
 
-    return reward_of_rows
+    def _ranks_of(self, value: float | list[float] | None) -> list[float]:
+        if value is None:
+            return [math.nan] * (self.ranks or 0)
+        if not isinstance(value, list) or len(value) != self.ranks:
+            got = f"{len(value)} numbers" if isinstance(value, list) else "one number"
+            raise SeqtuneError(
+                f"reward '{self.name}' returned {got} a completion; the objective learns {self.ranks} ranks",
+                "objective.ranks",
+                "return a list of objective.ranks numbers, or choose another objective",
+            )
+        return value
 
 
 def trainer(run: StageRun) -> Policy:
@@ -521,7 +549,7 @@ def trainer(run: StageRun) -> Policy:
         run,
         reference=copy.deepcopy(run.model).requires_grad_(False).eval() if needs_copy else None,
         model=run.model,
-        reward_funcs=[scorer(run)],
+        reward_funcs=[Scorer(run)],
         args=GRPOConfig(
             **training_arguments(run, steps=steps),
             num_generations=group_size,
