@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +18,7 @@ from seqtune.evaluation.evaluate import evaluate
 from seqtune.models.load import load_model, load_tokenizer
 from seqtune.report.run_folder import encode
 from seqtune.rewards.exact import exact
-from seqtune.rewards.format import matches
+from seqtune.rewards.specs import Format
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -285,7 +284,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_generated(
 
 def test_a_reward_that_needs_no_answer_measures_data_without_one(model: Any, tokenizer: Any) -> None:
     rows = Dataset.from_list([{"prompt": "p"}, {"prompt": "q"}])
-    reward = partial(matches, pattern=".*")
+    reward = Format(pattern=".*").build()
     found = evaluate(model, tokenizer, rows, EvalSpec(max_new_tokens=2), reward)
     assert found.metrics["accuracy"].value == 1.0
 

@@ -124,7 +124,7 @@ def _completions(
     ids = _generate(model, tokenizer, prompts, spec, tell)  # [rows * samples], the samples of a row together
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     ends = set(_ends(model, tokenizer))
-    scores = judge([row for row in range(len(rows)) for _ in range(samples)], texts)
+    scores = judge([row for row in range(len(rows)) for _ in range(samples)], texts, ids)
 
     items: list[dict[str, Any]] = []
     for index, row in enumerate(rows):
@@ -148,8 +148,8 @@ def _completions(
 
 def _judge(
     rows: Dataset, spec: EvalSpec, reward: Callable[..., Any] | None
-) -> Callable[[list[int], list[str]], list[float | None]]:
-    """A function `(row numbers, completions) -> scores`, tried on one reference before anything is generated."""
+) -> Callable[[list[int], list[str], list[list[int]]], list[float | None]]:
+    """A function `(row numbers, completions, their ids) -> scores`, tried on one reference before it generates."""
     names = rows.column_names
     other = "eval=perplexity measures how well the model predicts them"
     if "prompt" not in names:
@@ -169,12 +169,12 @@ def _judge(
     prompts = [plain(prompt) for prompt in rows["prompt"]]
     columns = {name: rows[name] for name in names if name not in ("prompt", "completion", WHERE)}
 
-    def judge(which: list[int], completions: list[str]) -> list[float | None]:
-        own = {name: [values[row] for row in which] for name, values in columns.items()}
+    def judge(which: list[int], completions: list[str], ids: list[list[int]]) -> list[float | None]:
+        own = {name: [values[row] for row in which] for name, values in columns.items()} | {"completion_ids": ids}
         return score(reward, [prompts[row] for row in which], completions, own)
 
     first = rows[0]
-    judge([0], [plain(first.get("completion") or first.get("answer") or "0")])
+    judge([0], [plain(first.get("completion") or first.get("answer") or "0")], [[0]])
     return judge
 
 
