@@ -503,6 +503,7 @@ class Scorer:
         **columns: list[Any],
     ) -> list[float | None]:
         texts = [plain(prompt) for prompt in prompts], [plain(completion) for completion in completions]
+        columns["completion_ids"] = completion_ids  # rewards may count tokens
         if self.ranks is None:
             return score(self.reward, *texts, columns, name=self.name)
         found = score(self.reward, *texts, columns, name=self.name, vectors=True)
