@@ -17,7 +17,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "aggregation"), [("gspo", "sequence_mean"), ("grpo", "token_mean")])
+@pytest.mark.parametrize(
+    ("objective", "aggregation"), [("gspo", "sequence_mean"), ("grpo", "token_mean"), ("tempo", "token_mean")]
+)
 def test_two_processes_equal_one(
     objective: str, aggregation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
