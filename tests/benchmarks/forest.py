@@ -238,6 +238,7 @@ def groups(folder: Path, repeats: int) -> list[str]:
         reward=Format(pattern=".*"),
         train=training(GROUP),
     )
+    ours = policy.trainer(run)
     theirs = GRPOTrainer(
         model=model(),
         reward_funcs=[policy.Scorer(run)],
@@ -254,7 +255,6 @@ def groups(folder: Path, repeats: int) -> list[str]:
         train_dataset=prompts,
         processing_class=tokenizer(),
     )
-    ours = policy.trainer(run)
     random = np.random.default_rng(0)
     tokens = np.concatenate([tokenizer()(row["question"])["input_ids"] for row in read("gsm8k_train.jsonl")[:32]])
     batch = {
