@@ -171,6 +171,9 @@ def _idle(path: str, stage: Stage) -> str | None:
             return f"objective '{objective.name}' packs no rows"
         if family == "policy" and field in ("capacity", "on_overflow"):
             return f"rollout.max_new_tokens bounds the completions of objective '{objective.name}'"
+    own_samples = stage.rollout is not None and stage.rollout.name == "transformers"
+    if axis == "objective" and field.startswith(("correction", "rejection")) and own_samples:
+        return "rollout 'transformers' samples with the model that trains, so there is nothing to correct"
     if axis == "objective" and field in OBJECTIVE_READS:
         other, values, why = OBJECTIVE_READS[field]
         if getattr(objective, other, values[0]) not in values:
