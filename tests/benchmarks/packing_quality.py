@@ -60,8 +60,8 @@ NOTES = f"""![Held-out loss against trained tokens and against seconds](assets/{
 {{steps}} steps, {{seeds}} seeds (± is their standard deviation, the band of the plot their range), one thread:
 `OMP_NUM_THREADS=1 python tests/benchmarks/packing_quality.py --write`. The documents are the functions and classes of
 the Python standard library as bytes, {CAPACITY:,} tokens a row, {ROWS} rows a step or as many tokens. *Context* is the
-mean number of tokens that a trained token can attend to. *Padded* makes every document of a step as long as the longest,
-as trainers without packing do. The last column is when a run reached the mean final loss of the first way."""
+mean number of tokens that a trained token can attend to. *Padded* makes every document of a step as long as the
+longest, as trainers without packing do. The last column is when a run reached the mean final loss of the first way."""
 
 
 class Padded(sft.Sft):
