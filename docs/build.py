@@ -17,18 +17,17 @@ import sys
 import tempfile
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
 import seqtune_recipes
 from seqtune.config.plan import REGISTERED, Stage
 from seqtune.config.reading import AXIS_SPECS, registry
+from seqtune.config.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from seqtune.config.spec import Spec
 
 ROOT = Path(__file__).parents[1]
 PAGES, STAGED = ROOT / "docs", ROOT / "build" / "docs"
@@ -145,28 +144,51 @@ def configuration() -> Iterator[str]:
     yield "# Configuration\n"
     yield "Every field a recipe or a word on the command line can set. A key that is not here is refused, with the"
     yield "nearest one as a suggestion. `seqtune schema FILE` writes the same as JSON Schema, for editors.\n"
+    shown: set[tuple[str, str]] = set()
     for axis in Stage.model_fields:
         if axis in REGISTERED:
             yield f"## {axis}\n"
             for name in registry(axis):
                 yield f"### {axis}={name}\n"
-                yield from fields(axis, registry(axis).load(name))
+                yield from fields(axis, registry(axis).load(name), shown)
         elif axis in AXIS_SPECS:
             yield f"## {axis}\n"
             for spec in AXIS_SPECS[axis]:
-                yield from fields(axis, spec)
+                yield from fields(axis, spec, shown)
 
 
-def fields(axis: str, spec: type[Spec]) -> Iterator[str]:
-    """The table of one spec."""
+def fields(axis: str, spec: type[Spec], shown: set[tuple[str, str]]) -> Iterator[str]:
+    """The table of one spec, and of the specs its fields may hold where they were not shown before."""
     yield f"{link((spec.__doc__ or '').strip())}\n"
     yield "| field | type | default | meaning |\n|---|---|---|---|"
     properties = spec.model_json_schema()["properties"]
+    nested: dict[str, list[type[Spec]]] = {}
     for name, field in spec.model_fields.items():
         default = "required" if field.is_required() else f"`{literal(field.get_default(call_default_factory=True))}`"
         about = " ".join((field.description or "").split())
-        yield f"| `{axis}.{name}` | {cell(kind(properties[name]))} | {cell(default)} | {cell(link(about))} |"
+        inside = specs_in(field.annotation)
+        if inside:
+            nested[name] = inside
+            names = [one.model_fields["name"].default if "name" in one.model_fields else None for one in inside]
+            what = " or ".join(f"`{name}`" for name in names if name) or "fields of its own"
+        else:
+            what = kind(properties[name])
+        yield f"| `{axis}.{name}` | {cell(what)} | {cell(default)} | {cell(link(about))} |"
     yield ""
+    for name, inside in nested.items():
+        if (axis, name) not in shown:
+            shown.add((axis, name))
+            for one in inside:
+                title = one.model_fields["name"].default if "name" in one.model_fields else one.__name__
+                yield f"#### {axis}.{name}: {title}\n"
+                yield from fields(f"{axis}.{name}", one, shown)
+
+
+def specs_in(annotation: Any) -> list[type[Spec]]:
+    """The specs a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return [annotation]
+    return [spec for part in get_args(annotation) for spec in specs_in(part)]
 
 
 def kind(schema: dict[str, Any]) -> str:
@@ -183,6 +205,8 @@ def kind(schema: dict[str, Any]) -> str:
 
 def literal(value: object) -> str:
     """A default as a recipe writes it."""
+    if isinstance(value, Spec):
+        return str(getattr(value, "name", type(value).__name__))
     text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
     return text.removesuffix("...\n").strip()
 

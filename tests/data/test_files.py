@@ -143,7 +143,7 @@ def test_a_long_csv_field(tmp_path: Path) -> None:
         ("a.jsonl", b"", "is empty", None),
         ("a.jsonl", '{"text": "é"}'.encode("latin-1"), "is not UTF-8: byte 0xe9 at column 11", 1),
         ("a.jsonl", '{"text": "e"}'.encode("utf-16"), "is UTF-16, not UTF-8", 1),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "abc"}' * 99)[:-9], "is damaged: Compressed file ended", None),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "abc"}' * 99, mtime=0)[:-9], "is damaged: Compressed file ended", None),
         ("a.jsonl.gz", b'{"text": "a"}', "is damaged: Not a gzipped file", None),
         ("a.json", b'[{"text": "a"},\n{"text": ]', "broken JSON: Expecting value; what follows cannot be read", 2),
         ("a.json", b'[{"text": "a"}\n\n{"text": "b"}]', "broken JSON: expected ',' or ']'", 3),
