@@ -40,7 +40,7 @@ def results(function: Any, tensors: dict[str, Any], upstream: torch.Tensor, **op
 
 
 def compared(tensors: dict[str, Any], upstream: torch.Tensor, dtype: torch.dtype, **options: Any) -> None:
-    kinds = options.pop("uniform", False)
+    ours_only = {name: options.pop(name) for name in ("uniform", "implementation", "chunk") if name in options}
     narrow = {
         name: x.detach().to(dtype).requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for name, x in tensors.items()
@@ -51,7 +51,7 @@ def compared(tensors: dict[str, Any], upstream: torch.Tensor, dtype: torch.dtype
     }
     truth = results(token_logprobs_reference, exact, upstream, **options)
     reference = results(token_logprobs_reference, narrow, upstream, **options)
-    ours = results(token_logprobs, narrow, upstream, uniform=kinds, **options)
+    ours = results(token_logprobs, narrow, upstream, **ours_only, **options)
     assert ours.keys() == truth.keys()
     for name, expected in truth.items():
         allowed = 2 * (reference[name].double() - expected).norm()
@@ -120,7 +120,7 @@ def test_frozen_heads_get_no_gradient_and_none_is_computed(monkeypatch: pytest.M
     tensors = drawn(9, 31, 6, bias=True)
     frozen = {name: x.detach() if name in ("weight", "bias") else x for name, x in tensors.items()}
     found = token_logprobs(**frozen)
-    monkeypatch.setattr(chunked._Head, "logits", None)  # nothing is left to compute
+    monkeypatch.setattr(chunked._Head, "scan", None)  # nothing is left to compute
     (grad,) = torch.autograd.grad(found.logps.sum(), [frozen["hidden"]])
     monkeypatch.undo()
     (expected,) = torch.autograd.grad(token_logprobs_reference(**frozen).logps.sum(), [frozen["hidden"]])
@@ -130,20 +130,89 @@ def test_frozen_heads_get_no_gradient_and_none_is_computed(monkeypatch: pytest.M
 def test_a_kept_promise_saves_the_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = drawn(9, 31, 6, bias=True)
     found = token_logprobs(**tensors, uniform=True)
-    monkeypatch.setattr(chunked._Head, "logits", None)
+    monkeypatch.setattr(chunked._Head, "scan", None)
     found.logps.mean().backward()
     assert tensors["weight"].grad.abs().max() > 0
 
 
 def test_memory_nobody_wrote_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def poisoned(self: torch.Tensor, *size: Any, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
-        return torch.full(size[0] if isinstance(size[0], tuple | torch.Size) else size, float("nan"), dtype=dtype)
+    def poisoned(*size: Any, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+        return torch.full(size, True if dtype == torch.bool else float("nan"), dtype=dtype)
 
     tensors = drawn(33, 17, 4, bias=True)
-    expected = results(token_logprobs, tensors, torch.ones(33))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
-    for name, value in results(token_logprobs, tensors, torch.ones(33)).items():
+    expected = results(token_logprobs, tensors, torch.ones(33), chunk=7)
+    top1 = token_logprobs(**tensors).is_top1
+    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda _, *size, **options: poisoned(*size, **options))
+    for name, value in results(token_logprobs, tensors, torch.ones(33), chunk=7).items():
         assert torch.equal(value, expected[name]), name
+    assert torch.equal(token_logprobs(**tensors, chunk=7).is_top1, top1)
+
+
+@pytest.mark.parametrize("tile", [1, 60, 1 << 20])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_head_computed_in_fp32(tile: int, uniform: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-precision tensors, fp32 products: as exact as the reference in fp32, cast a few rows at a time."""
+    monkeypatch.setattr(chunked, "TILE_BYTES", tile)
+    upstream = torch.linspace(-1, 1, 33, dtype=torch.float64)
+    tensors = drawn(33, 257, 24, bias=True)
+    compared(tensors, upstream, torch.bfloat16, fp32_head=True, uniform=uniform, chunk=8)
+    narrow = {
+        k: x.bfloat16() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for k, x in tensors.items()
+    }
+    exact = token_logprobs_reference(**{k: x.double() if k != "targets" else x for k, x in narrow.items()}).logps
+    errors = [(token_logprobs(**narrow, fp32_head=fp32).logps - exact).abs().max() for fp32 in (True, False)]
+    assert errors[0] < 1e-5 < errors[1]
+
+
+def test_sums_over_chunks_are_not_rounded_to_half_precision() -> None:
+    """One token a chunk, all alike: 300 equal bfloat16 terms sum to 300 of them."""
+    hidden, weight = (
+        torch.ones(300, 4, dtype=torch.bfloat16),
+        torch.zeros(8, 4, dtype=torch.bfloat16, requires_grad=True),
+    )
+    bias = torch.zeros(8, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.zeros(300, dtype=torch.int64)
+    for uniform in (False, True):
+        found = token_logprobs(hidden, weight, targets, bias=bias, uniform=uniform, chunk=1).logps.sum()
+        of_weight, of_bias = torch.autograd.grad(found, [weight, bias])
+        expected = torch.tensor([262.5] + [-37.5] * 7).bfloat16()  # 300 (1 - 1/8) and -300 / 8
+        assert torch.equal(of_bias, expected)
+        assert torch.equal(of_weight, expected[:, None].expand(8, 4))
+
+
+def test_autocast_is_that_of_the_reference() -> None:
+    tensors = drawn(33, 100, 24, bias=True, dtype=torch.float32)
+    upstream = torch.linspace(-1, 1, 33)
+    exact = results(token_logprobs_reference, drawn(33, 100, 24, bias=True), upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        reference, ours, wide = (
+            results(token_logprobs_reference, tensors, upstream),
+            results(token_logprobs, tensors, upstream, uniform=True),
+            results(token_logprobs, tensors, upstream, fp32_head=True),
+        )
+    for name, expected in exact.items():
+        assert ours[name].dtype == torch.float32, name
+        error = (reference[name] - expected).norm()
+        assert 0 < (ours[name] - expected).norm() <= 2 * error, name
+        assert (wide[name] - expected).norm() < 1e-2 * error, name
+
+
+def test_no_gradient_is_prepared_where_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = drawn(9, 31, 6, bias=True)
+    monkeypatch.setattr(chunked._Head, "add", None)
+    with torch.no_grad():
+        found = token_logprobs(**tensors, entropy=True, uniform=True)
+    assert not found.logps.requires_grad
+    torch.testing.assert_close(found.logps, token_logprobs_reference(**tensors).logps.detach())
+
+
+def test_entropy_carries_no_gradient_and_ties_are_top() -> None:
+    hidden = torch.ones(2, 2, requires_grad=True)
+    found = token_logprobs(hidden, torch.ones(4, 2), torch.tensor([0, 3]), entropy=True)
+    assert found.entropy is not None
+    assert not found.entropy.requires_grad
+    assert found.is_top1.tolist() == [True, True]
 
 
 @pytest.mark.parametrize("target", [-1, 5])

@@ -1,4 +1,4 @@
-"""A few tokens' logits at a time, in PyTorch, on any device.
+"""A few tokens' logits at a time, in memory used over and over, on any device.
 
 With unit gradients, ∂ log p(y) / ∂ hidden = (W[y] - Σ_v p_v W[v]) / temperature does not depend on what follows, so the
 forward pass takes it while the logits are at hand. The gradient of the weight, Σ_m g_m (1[y_m] - p_m) h_mᵀ, does: it
@@ -7,136 +7,151 @@ needs the logits again, unless every g_m is the same number.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from seqtune_kernels.token_logprobs.reference import TokenLogprobs
+from seqtune_kernels.token_logprobs.scan import Scan, scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-CHUNK_BYTES = 40 << 20
-"""Memory of the logits of a chunk; two such buffers exist at a time."""
-
-
-def _chunks(rows: int, vocabulary: int, wide: torch.dtype) -> Iterator[slice]:
-    size = max(1, CHUNK_BYTES // (vocabulary * wide.itemsize))
-    size -= size % 16 if size > 16 else 0
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
+CHUNK_BYTES = 76 << 20
+"""Memory of a chunk's logits: 128 tokens of a vocabulary of 150,000, enough for matrix products at full speed."""
+TILE_BYTES = 16 << 20
+"""Memory of the rows of the head that are cast to a wider dtype at a time."""
 
 
-class _Head:
-    """The head and what follows it up to the softmax."""
+class _Head(NamedTuple):
+    """The head, what follows it, and how its logits are computed and read."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None) -> None:
-        self.weight, self.bias, self.temperature, self.softcap = weight, bias, temperature, softcap
-        self.wide = torch.promote_types(weight.dtype, torch.float32)
+    weight: Tensor
+    bias: Tensor | None
+    temperature: float
+    softcap: float | None
+    dtype: torch.dtype
+    """Of the matrix products."""
+    chunk: int | None
+    read: Callable[..., Scan]
 
-    def logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[m, V] logits over the temperature, and the derivative of the soft-cap where there is one."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).to(self.wide)
-        slope = None
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_()
-            slope = 1 - logits.square()
-            logits.mul_(self.softcap)
-        return logits.div_(self.temperature) if self.temperature != 1.0 else logits, slope
+    @property
+    def wide(self) -> torch.dtype:
+        """In which everything after the matrix product is computed, and gradients are summed."""
+        return torch.promote_types(self.dtype, torch.float32)
 
-    def residual(self, logits: Tensor, lse: Tensor, targets: Tensor, slope: Tensor | None) -> Tensor:
-        """[m, V] ∂ log p(y) / ∂ (raw logits), in the memory of `logits`."""
-        residual = logits.sub_(lse[:, None]).exp_().neg_()  # -p
-        rows = torch.arange(len(targets), device=targets.device)
-        residual[rows, targets] += 1.0
-        if slope is not None:
-            residual.mul_(slope)
-        return residual.div_(self.temperature) if self.temperature != 1.0 else residual
+    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Which tokens, and [m, V] memory for their logits, the same each time."""
+        size = self.chunk or max(1, CHUNK_BYTES // (len(self.weight) * self.dtype.itemsize))
+        size = min(size - size % 16 if size > 16 and self.chunk is None else size, len(hidden))
+        memory = hidden.new_empty(size, len(self.weight), dtype=self.dtype)
+        for start in range(0, len(hidden), size or 1):
+            rows = slice(start, min(start + size, len(hidden)))
+            yield rows, memory[: rows.stop - start]
+
+    def tiles(self, dtype: torch.dtype) -> Iterator[slice]:
+        """Rows of the head: all of them, unless they have to be cast to `dtype`."""
+        rows = len(self.weight)
+        size = rows if self.weight.dtype == dtype else max(1, TILE_BYTES // (self.weight.shape[1] * dtype.itemsize))
+        for start in range(0, rows, size):
+            yield slice(start, min(start + size, rows))
+
+    def scan(self, hidden: Tensor, targets: Tensor, memory: Tensor, entropy: bool, factors: Tensor | None) -> Scan:
+        """What is found of [m, H] hidden states; where there are factors, `memory` then holds the residual."""
+        hidden = hidden.to(self.dtype)
+        for tile in self.tiles(self.dtype):
+            torch.mm(hidden, self.weight[tile].to(self.dtype).T, out=memory[:, tile])
+        if self.bias is not None:
+            memory += self.bias
+        options = {"temperature": self.temperature, "softcap": self.softcap}
+        return self.read(memory, targets, **options, entropy=entropy, factors=factors)
+
+    def add(self, residual: Tensor, hidden: Tensor, to: _Sums, rows: slice) -> None:
+        """A chunk's share of each gradient that is wanted."""
+        if to.bias is not None:
+            to.bias.add_(residual.sum(0, dtype=to.bias.dtype))
+        if to.hidden is not None:
+            for tile in self.tiles(self.dtype):
+                _add_product(to.hidden[rows], residual[:, tile], self.weight[tile].to(self.dtype))
+        if to.weight is not None:
+            hidden = hidden.to(self.dtype)
+            for tile in self.tiles(to.weight.dtype):
+                _add_product(to.weight[tile], residual[:, tile].T, hidden)
+
+
+class _Sums(NamedTuple):
+    """Gradients that are being summed, at least fp32; None for those that nobody wants."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def _add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+    """`to += a @ b`. A product rounded to half precision before it is summed would bias the sum."""
+    if a.dtype == to.dtype:
+        to.addmm_(a, b)
+    elif a.device.type == "cuda":
+        torch.addmm(to, a, b, out_dtype=to.dtype, out=to)
+    else:
+        to.addmm_(a.to(to.dtype), b.to(to.dtype))
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float,
-        softcap: float | None,
-        entropy: bool,
-        uniform: bool,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = _Head(weight, bias, temperature, softcap)
+        entropy, uniform = options.pop("entropy"), options.pop("uniform")
+        head = _Head(weight, bias, **options)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        speculate = uniform and (need_weight or need_bias)
-        lse = hidden.new_empty(len(hidden), dtype=head.wide)
-        logps, spread, top1 = torch.empty_like(lse), torch.empty_like(lse), torch.empty_like(lse, dtype=torch.bool)
-        unit_hidden = hidden.new_empty(hidden.shape, dtype=head.wide) if need_hidden else None
-        unit_weight = weight.new_zeros(weight.shape, dtype=head.wide) if speculate and need_weight else None
-        unit_bias = weight.new_zeros(len(weight), dtype=head.wide) if speculate and need_bias else None
-        for rows in _chunks(len(hidden), len(weight), head.wide):
-            logits, slope = head.logits(hidden[rows])
-            lse[rows] = logits.logsumexp(-1)
-            chosen = logits.gather(1, targets[rows, None])[:, 0]
-            logps[rows] = chosen - lse[rows]
-            top1[rows] = chosen == logits.amax(-1)
-            if entropy:
-                weighed = (logits - lse[rows, None]).exp_().mul_(logits).sum(-1)  # E[logit]
-                spread[rows] = lse[rows] - weighed
-            if need_hidden or speculate:
-                residual = head.residual(logits, lse[rows], targets[rows], slope)
-                _add(residual, hidden[rows], weight, rows, unit_hidden, unit_weight, unit_bias)
-        ctx.save_for_backward(hidden, weight, bias, targets, lse, unit_hidden, unit_weight, unit_bias)
-        ctx.settings = temperature, softcap
+        new: dict[str, Any] = {"dtype": head.wide, "device": hidden.device}
+        logps, spread = (torch.empty(len(hidden), **new) for _ in range(2))
+        top1 = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
+        unit = _Sums(
+            torch.zeros(hidden.shape, **new) if need_hidden else None,
+            torch.zeros(weight.shape, **new) if uniform and need_weight else None,
+            torch.zeros(len(weight), **new) if uniform and need_bias else None,
+        )
+        wanted = any(x is not None for x in unit)
+        for rows, memory in head.chunks(hidden):
+            ones = torch.ones(len(memory), **new) if wanted else None
+            logps[rows], spread[rows], top1[rows] = head.scan(hidden[rows], targets[rows], memory, entropy, ones)
+            if wanted:
+                head.add(memory, hidden[rows], unit, rows)
+        ctx.save_for_backward(hidden, weight, bias, targets, *unit)
+        ctx.options = options
         ctx.mark_non_differentiable(spread, top1)
         return logps, spread, top1
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, lse, unit_hidden, unit_weight, unit_bias = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        head = _Head(weight, bias, *ctx.settings)
+        hidden, weight, bias, targets, *unit = ctx.saved_tensors
+        head, taken = _Head(weight, bias, **ctx.options), _Sums(*unit)
         grad = grads[0].to(head.wide)
-        grad_hidden = (unit_hidden * grad[:, None]).to(hidden.dtype) if need_hidden else None
-        grad_weight = grad_bias = None
-        if need_weight or need_bias:
-            if (unit_weight is not None or unit_bias is not None) and len(grad) and bool((grad == grad[0]).all()):
-                grad_weight = unit_weight * grad[0] if need_weight else None
-                grad_bias = unit_bias * grad[0] if need_bias else None
-            else:
-                grad_weight = weight.new_zeros(weight.shape, dtype=head.wide) if need_weight else None
-                grad_bias = weight.new_zeros(len(weight), dtype=head.wide) if need_bias else None
-                for rows in _chunks(len(hidden), len(weight), head.wide):
-                    logits, slope = head.logits(hidden[rows])
-                    residual = head.residual(logits, lse[rows], targets[rows], slope).mul_(grad[rows, None])
-                    _add(residual, hidden[rows], weight, rows, None, grad_weight, grad_bias)
-            grad_weight = grad_weight.to(weight.dtype) if grad_weight is not None else None
-            grad_bias = grad_bias.to(bias.dtype) if grad_bias is not None else None
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
-
-
-def _add(
-    residual: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    rows: slice,
-    into_hidden: Tensor | None,
-    into_weight: Tensor | None,
-    into_bias: Tensor | None,
-) -> None:
-    """A chunk's share of each gradient that is wanted. Half-precision products are summed in fp32 over the chunks."""
-    if into_bias is not None:
-        into_bias += residual.sum(0)
-    narrow = residual.to(weight.dtype)
-    if into_hidden is not None:
-        into_hidden[rows] = narrow @ weight
-    if into_weight is not None:
-        if weight.dtype == into_weight.dtype:
-            into_weight.addmm_(narrow.T, hidden)
+        _, need_weight, need_bias = ctx.needs_input_grad[:3]
+        uniform = any(x is not None for x in taken[1:]) and len(grad) and bool((grad == grad[0]).all())
+        if uniform:
+            sums = _Sums(None, *(x * grad[0] if x is not None else None for x in taken[1:]))
         else:
-            into_weight += narrow.T @ hidden
+            new: dict[str, Any] = {"dtype": head.wide, "device": hidden.device}
+            sums = _Sums(
+                None,
+                torch.zeros(weight.shape, **new) if need_weight else None,
+                torch.zeros(len(weight), **new) if need_bias else None,
+            )
+            if need_weight or need_bias:
+                for rows, memory in head.chunks(hidden):
+                    head.scan(hidden[rows], targets[rows], memory, False, grad[rows])
+                    head.add(memory, hidden[rows], sums, rows)
+        found = (
+            (taken.hidden * grad[:, None]).to(hidden.dtype) if taken.hidden is not None else None,
+            sums.weight.to(weight.dtype) if sums.weight is not None else None,
+            sums.bias.to(bias.dtype) if sums.bias is not None else None,
+        )
+        return *found, None, None
 
 
 def token_logprobs_chunked(
@@ -148,10 +163,27 @@ def token_logprobs_chunked(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    fp32_head: bool = False,
     uniform: bool = False,
+    chunk: int | None = None,
+    read: Callable[..., Scan] = scan,
 ) -> TokenLogprobs:
-    """As `seqtune_kernels.token_logprobs.token_logprobs`."""
-    logps, spread, is_top1 = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]  # torch's own
-        hidden, weight, bias, targets, temperature, softcap, entropy, uniform
-    )
+    """As `seqtune_kernels.token_logprobs.token_logprobs`; `read` is `scan` or a faster form of it."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device) and not fp32_head and hidden.dtype != torch.float64:
+        narrow = torch.get_autocast_dtype(device)
+        hidden, weight, bias = hidden.to(narrow), weight.to(narrow), bias.to(narrow) if bias is not None else None
+    if not torch.is_grad_enabled():  # else the forward pass takes gradients that nobody will ask for
+        hidden, weight, bias = hidden.detach(), weight.detach(), bias.detach() if bias is not None else None
+    options = {
+        "temperature": temperature,
+        "softcap": softcap,
+        "entropy": entropy,
+        "uniform": uniform,
+        "dtype": torch.promote_types(hidden.dtype, torch.float32) if fp32_head else hidden.dtype,
+        "chunk": chunk,
+        "read": read,
+    }
+    with torch.autocast(device, enabled=False):
+        logps, spread, is_top1 = _TokenLogprobs.apply(hidden, weight, bias, targets, options)  # type: ignore[no-untyped-call]  # torch's own
     return TokenLogprobs(logps, spread if entropy else None, is_top1)

@@ -31,10 +31,13 @@ def token_logprobs_reference(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
+    fp32_head: bool = False,
 ) -> TokenLogprobs:
     """As `seqtune_kernels.token_logprobs.token_logprobs`, with logits [M, V] in memory."""
-    logits = linear(hidden, weight, bias)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    if fp32_head:
+        hidden, weight, bias = hidden.to(wide), weight.to(wide), bias.to(wide) if bias is not None else None
+    logits = linear(hidden, weight, bias).to(wide)  # [M, V]
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logps = (logits / temperature).log_softmax(-1)  # [M, V]
