@@ -123,9 +123,13 @@ def test_shards_keep_the_order_of_rows(tmp_path: Path, monkeypatch: pytest.Monke
     assert verify(made)["shards"] == len(shards)
 
 
-def test_token_shards_in_any_order_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of three documents each, handed over backwards, some documents left out."""
+@pytest.mark.parametrize("long", [0, 32])
+def test_token_shards_in_any_order_give_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: int
+) -> None:
+    """Shards of three documents each, handed over backwards, some documents left out; copied in both ways."""
     monkeypatch.setattr(tokens, "SHARD_TOKENS", 1)
+    monkeypatch.setattr(tokens, "_LONG", long)
     writer = Writer(tmp_path)
     for first in range(0, 20, 3):
         writer.add(block(DOCUMENTS[first : first + 3], first))

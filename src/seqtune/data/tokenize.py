@@ -26,6 +26,7 @@ Ids = list[int]
 Span = tuple[int, int]
 
 _BATCH = 1000
+_WORDS = 2**20  # whose tokens a tokenizer of words remembers
 _PROBE = "seqtune"  # stands for an answer when a chat template is asked how it ends a turn
 
 
@@ -97,6 +98,9 @@ class Encoder:
         self._tokenizer = tokenizer
         self._format = "messages" if "messages" in known else "pairs" if "prompt" in known else "text"
         self._chat: _Chat | None = None
+        if tokenizer.is_fast and hasattr(tokenizer.backend_tokenizer.model, "_resize_cache"):
+            # Its own 10,000 words are soon full; of a million, source code of 10 M tokens gets a third faster.
+            tokenizer.backend_tokenizer.model._resize_cache(_WORDS)
 
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> Encoded:
         """The token ids of a batch.

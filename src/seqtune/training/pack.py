@@ -379,24 +379,12 @@ def _blocks(found: Iterable[tuple[int, int, Row]]) -> Iterator[_Raw]:
         yield block
 
 
-def _encode(raw: _Raw, encoder: Encoder) -> Block:
-    found = encoder(raw.rows)
-    return Block(
-        np.asarray(raw.numbers, dtype=np.int64),
-        np.asarray(raw.sources, dtype=np.int16),
-        [str(row[WHERE]) for row in raw.rows],
-        found.ids,
-        found.mask,
-        found.sizes,
-        [("", "") if fault is None else (fault.reason, fault.detail) for fault in found.faults],
-    )
-
-
 @contextmanager
 def _encoder(tokenizer: PreTrainedTokenizerBase, workers: int) -> Iterator[Callable[[Iterator[_Raw]], Iterator[Block]]]:
     """A function that tokenises blocks, in their order, here or in processes of their own."""
     if workers == 1:
-        yield lambda blocks: (_encode(raw, Encoder(tokenizer, raw.rows[0])) for raw in blocks)
+        _start_worker(tokenizer)
+        yield lambda blocks: map(_in_worker, blocks)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "transformers.tokenization_utils_tokenizers", __name__])
@@ -424,15 +412,15 @@ def _encoder(tokenizer: PreTrainedTokenizerBase, workers: int) -> Iterator[Calla
         yield encode
 
 
-_tokenizer: PreTrainedTokenizerBase | None = None
-"""Of a worker process."""
+_worker: list[Any] = []
+"""Of a process that tokenises: its tokenizer, and the encoder once the columns of the examples are known."""
 
 
 def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
-    global _tokenizer
-    _tokenizer = tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker[:] = [tokenizer, None]
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to handle
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
@@ -444,8 +432,19 @@ def _end_with_parent() -> None:
 
 
 def _in_worker(raw: _Raw) -> Block:
-    assert _tokenizer is not None
-    return _encode(raw, Encoder(_tokenizer, raw.rows[0]))
+    tokenizer, encoder = _worker
+    if encoder is None:
+        encoder = _worker[1] = Encoder(tokenizer, raw.rows[0])
+    found = encoder(raw.rows)
+    return Block(
+        np.asarray(raw.numbers, dtype=np.int64),
+        np.asarray(raw.sources, dtype=np.int16),
+        [str(row[WHERE]) for row in raw.rows],
+        found.ids,
+        found.mask,
+        found.sizes,
+        [("", "") if fault is None else (fault.reason, fault.detail) for fault in found.faults],
+    )
 
 
 def _store(parts: list[tuple[Path, dict[str, Any]]]) -> tuple[Store, dict[str, int]]:
