@@ -12,6 +12,8 @@ PACKINGS = Registry(
         "wrapped": "seqtune.packing.specs:Wrapped",
         "spfhp": "seqtune.packing.specs:Spfhp",
         "lpfhp": "seqtune.packing.specs:Lpfhp",
+        "nnlshp": "seqtune.packing.specs:Nnlshp",
+        "optimal": "seqtune.packing.specs:Optimal",
         "online_best_fit": "seqtune.packing.specs:OnlineBestFit",
         "online_buffer": "seqtune.packing.specs:Buffered",
         "bos_crop": "seqtune.packing.specs:BosCrop",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -80,6 +80,11 @@ class Placement:
         self._rank[part] = np.tile(np.arange(held, held + each), count)
         self._at = part.stop
 
+    @property
+    def row_of(self) -> NDArray[Any]:
+        """Row of each document, in the order in which they were placed. [D]"""
+        return self._row
+
     def bins(self, order: NDArray[np.int64], seed: int, bound: int | None = None) -> Bins:
         """The rows in an order drawn from `seed`.
 
@@ -127,6 +132,18 @@ def histogram(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
 def offsets_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Where each of consecutive groups starts, and where the last ends. [groups + 1]"""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes, dtype=np.int64)])
+
+
+def grouped(order: NDArray[np.int64], row_of: NDArray[np.int64], seed: int) -> Bins:
+    """Bins of documents whose rows are known, in an order of rows drawn from `seed`; rows without any are left out.
+
+    Args:
+        order: Documents. [D]
+        row_of: The row of each, in that order, which the documents of a row keep. [D]
+        seed: Of the order of rows.
+    """
+    sizes = np.bincount(row_of)
+    return shuffled(Bins(order[np.argsort(row_of, kind="stable")], offsets_of(sizes[sizes > 0])), seed)
 
 
 def in_order(rows: list[list[int]]) -> Bins:

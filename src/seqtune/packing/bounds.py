@@ -77,9 +77,8 @@ def heaviest_row(lengths: NDArray[np.int64], weights: NDArray[Any], capacity: in
     best = np.zeros(capacity + 1, dtype=weights.dtype)
     fitting = np.searchsorted(lengths, np.arange(capacity + 1), side="right").tolist()
     for room in range(1, capacity + 1):
-        best[room] = best[room - 1]
         if some := fitting[room]:
-            best[room] = max(best[room], (of[:some] + best[room - lengths[:some]]).max())
+            best[room] = (of[:some] + best[room - lengths[:some]]).max()
     return best
 
 

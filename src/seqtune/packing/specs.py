@@ -107,6 +107,46 @@ class Lpfhp(PackingSpec):
         return partial(lpfhp, max_documents=self.max_documents)
 
 
+class Nnlshp(PackingSpec):
+    """Non-negative least squares histogram packing (arXiv:2107.02027): for rows of a few documents."""
+
+    name: Literal["nnlshp"] = "nnlshp"
+    capacity: int = Field(512, ge=2)
+    """Tokens a row holds at most; the ways to fill a row grow with it."""
+    max_documents: int = Field(3, ge=1, le=8)
+    """Documents a row holds at most."""
+
+    @model_validator(mode="after")
+    def _enumerable(self) -> Nnlshp:
+        from seqtune.packing.nnlshp import LARGEST, number_of_fillings
+
+        number = number_of_fillings(self.capacity, self.max_documents)
+        if number > LARGEST:
+            raise ValueError(
+                f"capacity={self.capacity} and max_documents={self.max_documents} leave {number:,} ways to fill a row, "
+                f"more than {LARGEST:,}"
+            )
+        return self
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.nnlshp import nnlshp
+
+        return partial(nnlshp, max_documents=self.max_documents)
+
+
+class Optimal(PackingSpec):
+    """As few rows as a linear program finds, with a proven bound beside them in the report."""
+
+    name: Literal["optimal"] = "optimal"
+    capacity: int = Field(512, ge=2, le=1024)
+    """Tokens a row holds at most; the program grows with it."""
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.packing.optimal import optimal
+
+        return optimal
+
+
 class DatasetDecomposition(PackingSpec):
     """Documents cut into powers of two, the longest first, one piece a row; a step takes rows of one length, as many as
     make the same tokens. What is left below `shortest` is not trained. Dataset Decomposition (arXiv:2405.13226)."""
