@@ -131,8 +131,13 @@ def test_a_kept_promise_saves_the_second_pass(monkeypatch: pytest.MonkeyPatch) -
     tensors = drawn(9, 31, 6, bias=True)
     found = token_logprobs(**tensors, uniform=True)
     monkeypatch.setattr(chunked._Head, "scan", None)
-    found.logps.mean().backward()
+    found.logps.mean().backward(retain_graph=True)
     assert tensors["weight"].grad.abs().max() > 0
+    monkeypatch.undo()
+    once = {name: tensors[name].grad.clone() for name in ("hidden", "weight", "bias")}
+    found.logps.mean().backward()  # a second time: computed anew, and the same
+    for name, grad in once.items():
+        torch.testing.assert_close(tensors[name].grad, 2 * grad, msg=name)
 
 
 def test_memory_nobody_wrote_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def token_logprobs(
         uniform: A promise that the gradients of all log-probs will be equal, as those of their mean are: the gradient
             of the weight is then taken in the forward pass, and no logit computed twice. A promise not kept costs
             time, never exactness.
-        chunk: Tokens whose logits exist at a time; None takes what 76 MiB hold.
+        chunk: Tokens whose logits exist at a time; None takes what 66 MiB hold.
         implementation: `torch`; `triton`, which reads each chunk of logits in one kernel, on CUDA; or `auto`.
 
     Raises:

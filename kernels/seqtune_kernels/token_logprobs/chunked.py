@@ -18,8 +18,8 @@ from seqtune_kernels.token_logprobs.scan import Scan, scan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-CHUNK_BYTES = 76 << 20
-"""Memory of a chunk's logits: 128 tokens of a vocabulary of 150,000, enough for matrix products at full speed."""
+CHUNK_BYTES = 66 << 20
+"""Memory of a chunk's logits: 112 tokens of a vocabulary of 150,000."""
 TILE_BYTES = 16 << 20
 """Memory of the rows of the head that are cast to a wider dtype at a time."""
 
@@ -120,7 +120,8 @@ class _TokenLogprobs(torch.autograd.Function):
             logps[rows], spread[rows], top1[rows] = head.scan(hidden[rows], targets[rows], memory, entropy, ones)
             if wanted:
                 head.add(memory, hidden[rows], unit, rows)
-        ctx.save_for_backward(hidden, weight, bias, targets, *unit)
+        ctx.save_for_backward(hidden, weight, bias, targets, unit.hidden)
+        ctx.taken = unit[1:]
         ctx.options = options
         ctx.mark_non_differentiable(spread, top1)
         return logps, spread, top1
@@ -128,14 +129,16 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, *unit = ctx.saved_tensors
-        head, taken = _Head(weight, bias, **ctx.options), _Sums(*unit)
+        hidden, weight, bias, targets, unit_hidden = ctx.saved_tensors
+        head = _Head(weight, bias, **ctx.options)
+        taken, ctx.taken = ctx.taken, (None, None)  # given away here: a second backward pass computes them anew
         grad = grads[0].to(head.wide)
         _, need_weight, need_bias = ctx.needs_input_grad[:3]
-        uniform = any(x is not None for x in taken[1:]) and len(grad) and bool((grad == grad[0]).all())
-        if uniform:
-            sums = _Sums(None, *(x * grad[0] if x is not None else None for x in taken[1:]))
+        taken_at_all = any(x is not None for x in taken)
+        if taken_at_all and len(grad) and bool((grad == grad[0]).all()):
+            sums = _Sums(None, *(x.mul_(grad[0]) if x is not None else None for x in taken))
         else:
+            del taken
             new: dict[str, Any] = {"dtype": head.wide, "device": hidden.device}
             sums = _Sums(
                 None,
@@ -147,7 +150,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     head.scan(hidden[rows], targets[rows], memory, False, grad[rows])
                     head.add(memory, hidden[rows], sums, rows)
         found = (
-            (taken.hidden * grad[:, None]).to(hidden.dtype) if taken.hidden is not None else None,
+            (unit_hidden * grad[:, None]).to(hidden.dtype) if unit_hidden is not None else None,
             sums.weight.to(weight.dtype) if sums.weight is not None else None,
             sums.bias.to(bias.dtype) if sums.bias is not None else None,
         )
