@@ -16,11 +16,13 @@ from seqtune.config.mixture import MixtureSpec
 from seqtune.config.order import Cycles, GroupByLength, GrowLength, Shuffle, TokenBudget
 from seqtune.errors import SeqtuneError
 from seqtune.packing import order
+from seqtune.packing.bins import Bins
 from seqtune.packing.specs import BestFit, DatasetDecomposition, OnlineBestFit, Unpacked
 from seqtune.parallel.specs import Ddp, Single
 from seqtune.report.events import Step
 from seqtune.training import sft
 from seqtune.training.common import complete_checkpoints, stage_folder
+from seqtune.training.feed import Ordered
 from seqtune.training.pack import pack_stage
 from seqtune.training.run import resume, train
 
@@ -220,3 +222,20 @@ def test_a_pack_is_trained_in_any_order_that_it_was_not_made_for(
     other = create(tmp_path / "other", plain.model_copy(update={"packing": growing}))
     with pytest.raises(SeqtuneError, match=r"packing\.order"):
         train(plan_of(other), folder=other, watch=lambda event: None)
+
+
+def test_rows_are_dealt_by_cost_and_every_process_takes_its_own() -> None:
+    """Costs 9, 1, 8, 2: in the order given one process takes 17 and the other 3; dealt, 10 and 10."""
+    steps = Bins(np.arange(4), np.array([0, 4]))
+    costs = np.array([9.0, 1.0, 8.0, 2.0])
+    taken = [next(iter(Ordered(steps, rank, 2, costs))) for rank in range(2)]
+    assert sorted(row for rows in taken for row in rows) == [0, 1, 2, 3]
+    assert [costs[rows].sum() for rows in taken] == [10, 10]
+    before, after = Ordered(steps, 0, 2, costs).waiting()
+    assert (before, after) == (pytest.approx(1 - 10 / 17), 0)
+
+
+def test_a_step_that_cannot_be_dealt_evenly_keeps_its_order() -> None:
+    steps = Bins(np.arange(3), np.array([0, 3]))
+    taken = [next(iter(Ordered(steps, rank, 2, np.array([1.0, 9.0, 1.0])))) for rank in range(2)]
+    assert taken == [[0, 1], [2]]

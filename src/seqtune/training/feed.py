@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from seqtune.data.stream import Mixture
 from seqtune.data.tokenize import tokenize
 from seqtune.errors import SeqtuneError
 from seqtune.packing import order
+from seqtune.packing.balance import balance, default_cost
 from seqtune.training.stream import PackedStream
 
 if TYPE_CHECKING:
@@ -32,23 +34,42 @@ if TYPE_CHECKING:
 class Ordered(Sampler[list[int]]):
     """The rows that one process takes of each step.
 
-    A step with fewer rows than there are processes leaves some of them none.
+    Every process takes as many, dealt so that none waits long for another. A step whose rows are no multiple of the
+    processes is dealt in the order given; one with fewer rows leaves some of them none.
 
     Args:
         steps: Rows of each step of all processes together.
         rank: Of this process.
         processes: How many there are.
+        costs: Of each row of the data set, in any unit. [rows]
     """
 
-    def __init__(self, steps: Bins, rank: int, processes: int) -> None:
-        self.steps, self.rank, self.processes = steps, rank, processes
+    def __init__(self, steps: Bins, rank: int, processes: int, costs: NDArray[np.float64]) -> None:
+        self.steps, self.rank, self.processes, self.costs = steps, rank, processes, costs
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            yield deal(step, self.rank, self.processes).tolist()
+            yield (
+                deal(step, self.rank, self.processes)
+                if len(step) % self.processes
+                else step[balance(self.costs[step], self.processes).slots[:, self.rank]]
+            ).tolist()
+
+    def waiting(self) -> tuple[float, float]:
+        """Share of all processes' time spent waiting for the slowest, over all steps: rows in the order given, and as
+        they are dealt.
+        """
+        found = [
+            (dealt.before, dealt.after)
+            for step in self.steps
+            if not len(step) % self.processes
+            for dealt in [balance(self.costs[step], self.processes)]
+        ]
+        before, after = np.mean(found, axis=0) if found else (0.0, 0.0)
+        return float(before), float(after)
 
 
 def deal(rows: NDArray[np.int64], rank: int, processes: int) -> NDArray[np.int64]:
@@ -120,7 +141,17 @@ def ordered(run: StageRun, rows: datasets.Dataset) -> Ordered:
             count = max(1, math.ceil(train.epochs * len(rows) / each))
         else:
             count = max(1, math.ceil(train.epochs * order.steps_of_a_pass(spec.order, lengths, **sizes)))
-    return Ordered(order.steps(spec.order, lengths, count=count, **sizes), _rank(), processes)
+    documents = rows["seq_lengths"]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in documents])])
+    each_length = np.fromiter(chain.from_iterable(documents), np.int64, int(offsets[-1]))
+    costs = default_cost(run.model.config.get_text_config().hidden_size).of(each_length, offsets)
+    feed = Ordered(order.steps(spec.order, lengths, count=count, **sizes), _rank(), processes, costs)
+    if processes > 1:
+        before, after = feed.waiting()
+        run.notice(
+            f"rows dealt by attention cost: waiting for the slowest process {before:.1%} before, {after:.1%} after"
+        )
+    return feed
 
 
 def open_stream(run: StageRun) -> PackedStream:
