@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_FEW = 1000
+"""Documents placed at once that are not worth an array operation of their own."""
+
 
 @dataclass(frozen=True)
 class Bins:
@@ -64,6 +67,7 @@ class Placement:
     def __init__(self, documents: int) -> None:
         self._row = np.empty(documents, dtype=np.int32 if documents < 2**31 else np.int64)
         self._rank = np.empty_like(self._row)
+        self._few: list[tuple[int, int, int, int, int]] = []
         self._at = 0
         self.rows = 0
         """Rows opened."""
@@ -75,14 +79,30 @@ class Placement:
 
     def put(self, first: int, count: int, each: int, held: int) -> None:
         """Put the next documents, `each` into every row of `first` … `first + count - 1`, which hold `held` so far."""
-        part = slice(self._at, self._at + count * each)
-        self._row[part] = np.repeat(np.arange(first, first + count), each)
-        self._rank[part] = np.tile(np.arange(held, held + each), count)
-        self._at = part.stop
+        stop = self._at + count * each
+        if count * each < _FEW:  # numpy would take longer to start than to work: expanded together
+            if stop > self._at:
+                self._few.append((self._at, first, count, each, held))
+        else:
+            self._row[self._at : stop] = np.repeat(np.arange(first, first + count), each)
+            self._rank[self._at : stop] = np.tile(np.arange(held, held + each), count)
+        self._at = stop
+
+    def _expand(self) -> None:
+        if self._few:
+            at, first, count, each, held = np.array(self._few, dtype=np.int64).T
+            sizes = count * each
+            nth = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            into = np.repeat(at, sizes) + nth
+            each = np.repeat(each, sizes)
+            self._row[into] = np.repeat(first, sizes) + nth // each
+            self._rank[into] = np.repeat(held, sizes) + nth % each
+            self._few = []
 
     @property
     def row_of(self) -> NDArray[Any]:
         """Row of each document, in the order in which they were placed. [D]"""
+        self._expand()
         return self._row
 
     def bins(self, order: NDArray[np.int64], seed: int, bound: int | None = None) -> Bins:
@@ -93,6 +113,7 @@ class Placement:
             seed: Of the order of rows.
             bound: As of `Bins`.
         """
+        self._expand()
         sizes = np.bincount(self._row, minlength=self.rows)
         shuffled = _permutation(self.rows, seed)
         offsets = offsets_of(sizes[shuffled])
