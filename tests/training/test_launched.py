@@ -26,7 +26,7 @@ def test_the_events_and_the_end_of_a_launched_stage_reach_the_run(tmp_path: Path
     train(plan_of(folder), folder=folder, watch=events.append)
     assert [row["step"] for row in folder.metrics()] == [0, 1, 2, 2]
     assert [event.row for event in events if isinstance(event, Step)] == folder.metrics()
-    assert sum(isinstance(event, Notice) for event in events) == 5  # packing, dealing, attention and proofs, said once for both
+    assert sum(isinstance(event, Notice) for event in events) == 5  # each said once for both
     model, _ = ends.load_end(plan_of(folder), folder, 0)
     assert not model.training
 

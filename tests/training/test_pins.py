@@ -44,7 +44,7 @@ def test_an_override_has_the_signature_of_what_it_overrides(
 def test_the_overrides_come_before_trl(trainer: type) -> None:
     names = ("_get_train_sampler", "training_step", "evaluate", "_get_grad_norm", "create_model_card", "log")
     for name in names:
-        assert getattr(trainer, name).__module__ == "seqtune.training.common"
+        assert getattr(trainer, name).__module__.startswith("seqtune.training."), name
 
 
 def source(owner: Any) -> str:
