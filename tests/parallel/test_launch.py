@@ -80,7 +80,7 @@ def test_the_processes_end_with_their_launcher(how: signal.Signals, tmp_path: Pa
         workers = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("PID")]
         assert all(alive(pid) for pid in workers)
         parent.send_signal(how)
-        parent.wait(30)
+        parent.wait(120)
         wait_for(lambda: not any(alive(pid) for pid in workers), 15)
     finally:
         parent.kill()
