@@ -2,8 +2,8 @@
 
     python tests/benchmarks/token_logprobs.py [--quick] [--threads N] [--rounds N] [--write] [equal] [unequal] [frozen]
 
-The full run takes about ten minutes on one quiet core and 12 GiB of memory. `--quick` is a
-tenth of it, and says little.
+The full run takes half an hour on one quiet core, a kind with `--rounds 1` six minutes, and 12 GiB of memory. `--quick`
+is a tenth of it, and says little.
 """
 
 from __future__ import annotations
