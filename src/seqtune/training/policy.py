@@ -92,6 +92,8 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     def __init__(self, run: StageRun, *, reference: PreTrainedModel | None, **kwargs: Any) -> None:
         self.spec: PolicySpec = run.stage.objective  # type: ignore[assignment]
         self.advantage = self.spec.build_advantage()
+        self._given: list[list[int]] = []
+        """Demonstration tokens that each of this process's completions of the rollout begins with; empty: none does."""
         super().__init__(run, **kwargs)
         # TRL would read the reference from a hub name or folder; ours is the model the stage starts from, wherever that
         # came from. With an adapter there is none: TRL switches the adapter off.
@@ -127,15 +129,34 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         multimodal_fields: dict[str, Any],
         num_generations: int,
         has_tool_images: bool = False,
+    ) -> tuple[list[list[int]], list[list[float | None]] | None]:
+        """Completions, those that go on from a demonstration with the tokens they were given."""
+        given = self._given or [[]] * len(prompt_ids)
+        beginnings = [[*prompt, *tokens] for prompt, tokens in zip(prompt_ids, given, strict=True)]
+        alike = 1 if any(given) else num_generations  # vLLM takes every n-th prompt for n completions
+        completions, logprobs = self._sample(beginnings, images, multimodal_fields, alike, has_tool_images)
+        whole, known = [], []
+        for row, (tokens, more) in enumerate(zip(given, completions, strict=True)):
+            # No engine should, but one that answers with nothing has ended: every completion has a token.
+            ids = [*tokens, *(more or self.eos_token_ids[:1])][: self.max_completion_length]
+            own = logprobs[row] if logprobs is not None and more else []
+            whole.append(ids)
+            known.append(([None] * len(tokens) + [*own, None])[: len(ids)])
+        return whole, None if logprobs is None else known
+
+    def _sample(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: dict[str, Any],
+        num_generations: int,
+        has_tool_images: bool = False,
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Our own sampling: what a completion is depends on its prompt and place in the rollout, not on its batch."""
         if self.use_vllm:
             return super()._generate_single_turn(  # type: ignore[no-any-return]
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        rollout = self._step // self.args.steps_per_generation
-        first = self.accelerator.process_index * len(prompt_ids)
-        places = (divmod(first + row, num_generations) for row in range(len(prompt_ids)))
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with attention(body(model), self.plain_attention):
             completions = generate(
@@ -147,10 +168,16 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k or None,
-                seeds=[seed_of(self.args.seed, rollout, prompt, completion) for prompt, completion in places],
+                seeds=[seed_of(self.args.seed, *place) for place in self._places(len(prompt_ids))],
                 batch_size=len(prompt_ids),
             )
         return completions, None
+
+    def _places(self, rows: int) -> list[tuple[int, int, int]]:
+        """Rollout, prompt of the rollout and completion of the prompt of each of this process's rows."""
+        rollout = self._step // self.args.steps_per_generation
+        first = self.accelerator.process_index * rows
+        return [(rollout, *divmod(first + row, self.num_generations)) for row in range(rows)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's rollout with the plan's advantages. TRL shuffles afterwards: groups are whole only here."""
