@@ -201,7 +201,8 @@ def _object(text: str) -> dict[str, Any] | BadRow:
         return BadRow("broken JSON", f"{error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets nested as deep
         return BadRow("broken JSON", str(error))
-    return _checked(value)
+    # Half of a surrogate pair can only come from an escape: the text itself was decoded strictly.
+    return _checked(value) if not isinstance(value, dict) or "\\ud" in text or "\\uD" in text else value
 
 
 def _checked(value: Any) -> dict[str, Any] | BadRow:

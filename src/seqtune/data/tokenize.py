@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jinja2 import TemplateError
 
+from seqtune.data.byte_bpe import byte_bpe
 from seqtune.data.rows import WHERE, BadRow, BadRows, clean
 from seqtune.errors import SeqtuneError
 
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from seqtune.data.byte_bpe import ByteBpe
+
 Ids = list[int]
 Span = tuple[int, int]
 
 _BATCH = 1000
-_WORDS = 2**20  # whose tokens a tokenizer of words remembers
 _PROBE = "seqtune"  # stands for an answer when a chat template is asked how it ends a turn
 
 
@@ -98,9 +100,7 @@ class Encoder:
         self._tokenizer = tokenizer
         self._format = "messages" if "messages" in known else "pairs" if "prompt" in known else "text"
         self._chat: _Chat | None = None
-        if tokenizer.is_fast and hasattr(tokenizer.backend_tokenizer.model, "_resize_cache"):
-            # Its own 10,000 words are soon full; of a million, source code of 10 M tokens gets a third faster.
-            tokenizer.backend_tokenizer.model._resize_cache(_WORDS)
+        self._words = byte_bpe(tokenizer) if _calls_its_rules(tokenizer) else None
 
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> Encoded:
         """The token ids of a batch.
@@ -111,9 +111,9 @@ class Encoder:
         if not batch:
             return _encoded([], [])
         if self._format == "text":
-            return _texts(batch, self._tokenizer)
+            return _texts(batch, self._tokenizer, self._words)
         if self._format == "pairs" and isinstance(batch[0]["prompt"], str):
-            return _completions(batch, self._tokenizer)
+            return _completions(batch, self._tokenizer, self._words)
         self._chat = self._chat or _Chat(self._tokenizer)
         return self._chat.conversations(batch) if self._format == "messages" else self._chat.completions(batch)
 
@@ -129,11 +129,7 @@ def prompt_ids(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
         SeqtuneError: A row has no prompt, or the chat template is missing or refuses a conversation.
     """
     batch = list(rows)
-    for row in batch:
-        if not row.get("prompt"):
-            raise SeqtuneError(
-                "there is no prompt to continue", str(row.get(WHERE, "")), "use a data.format that has prompts"
-            )
+    _have_prompts(batch)
     if not batch:
         return []
     if isinstance(batch[0]["prompt"], list):
@@ -151,27 +147,39 @@ def prompt_ids(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
     return [start + ids for ids in _ids([row["prompt"] for row in batch], tokenizer)]
 
 
-def _texts(batch: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    start, end = _start(tokenizer), _end(tokenizer)
-    coded = [[*start, *ids, end] for ids in _ids([row["text"] for row in batch], tokenizer)]
-    return _encoded(coded, [0] * len(coded))
+def _have_prompts(batch: Sequence[Mapping[str, Any]]) -> None:
+    for row in batch:
+        if not row.get("prompt"):
+            raise SeqtuneError(
+                "there is no prompt to continue", str(row.get(WHERE, "")), "use a data.format that has prompts"
+            )
 
 
-def _completions(batch: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    end = _end(tokenizer)
-    prompts = prompt_ids(batch, tokenizer)
-    completions = _ids([row["completion"] for row in batch], tokenizer)
-    coded = [[*prompt, *completion, end] for prompt, completion in zip(prompts, completions, strict=True)]
-    return _encoded(coded, [len(prompt) for prompt in prompts])
+def _texts(batch: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, words: ByteBpe | None) -> Encoded:
+    start, end = (np.array(ids, dtype=np.int32) for ids in (_start(tokenizer), [_end(tokenizer)]))
+    coded = _arrays([row["text"] for row in batch], tokenizer, words)
+    return _encoded([(start, ids, end) for ids in coded], [0] * len(coded))
 
 
-def _encoded(coded: list[Ids], untrained: list[int]) -> Encoded:
-    """Examples whose tokens are trained, but for the first `untrained` of each."""
-    sizes = np.fromiter(map(len, coded), np.int64, len(coded))
+def _completions(
+    batch: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, words: ByteBpe | None
+) -> Encoded:
+    _have_prompts(batch)
+    start, end = (np.array(ids, dtype=np.int32) for ids in (_start(tokenizer), [_end(tokenizer)]))
+    prompts = _arrays([row["prompt"] for row in batch], tokenizer, words)
+    completions = _arrays([row["completion"] for row in batch], tokenizer, words)
+    coded = [(start, prompt, completion, end) for prompt, completion in zip(prompts, completions, strict=True)]
+    return _encoded(coded, [len(start) + len(prompt) for prompt in prompts])
+
+
+def _encoded(coded: Sequence[tuple[NDArray[np.int32], ...]], untrained: list[int]) -> Encoded:
+    """Examples, each given in pieces, whose tokens are trained but for the first `untrained` of each."""
+    sizes = np.fromiter((sum(map(len, pieces)) for pieces in coded), np.int64, len(coded))
     total = int(sizes.sum())
     within = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     mask = (within >= np.repeat(np.asarray(untrained, dtype=np.int64), sizes)).astype(np.uint8)
-    return Encoded(np.fromiter(chain.from_iterable(coded), np.int32, total), mask, sizes, [None] * len(coded))
+    ids = np.concatenate([np.zeros(0, dtype=np.int32), *chain.from_iterable(coded)])
+    return Encoded(ids, mask, sizes, [None] * len(coded))
 
 
 class _Chat:
@@ -212,13 +220,13 @@ class _Chat:
         rendered = [self._spans(messages, first) for messages, first in batch]
         texts = ["" if isinstance(made, BadRow) else made[0] for made in rendered]
         coded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids: list[Ids] = []
+        ids: list[tuple[NDArray[np.int32], ...]] = []
         masks = [np.zeros(0, dtype=bool)]
         faults: list[BadRow | None] = []
         for made, tokens, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True):
             found = made if isinstance(made, BadRow) else self._masked(*made, offsets)
             faults.append(found if isinstance(found, BadRow) else None)
-            ids.append([] if isinstance(found, BadRow) else tokens)
+            ids.append(() if isinstance(found, BadRow) else (np.array(tokens, dtype=np.int32),))
             masks += [] if isinstance(found, BadRow) else [found]
         whole = _encoded(ids, [0] * len(ids))
         return whole._replace(mask=np.concatenate(masks).astype(np.uint8), faults=faults)
@@ -302,14 +310,17 @@ class _Chat:
         return texts[0], spans[0] if marks else []
 
 
+def _arrays(texts: list[str], tokenizer: PreTrainedTokenizerBase, words: ByteBpe | None) -> list[NDArray[np.int32]]:
+    """Token ids of texts, by `words` where it can."""
+    quick = [words(text) if words else None for text in texts]
+    slow = iter(_ids([text for text, ids in zip(texts, quick, strict=True) if ids is None], tokenizer))
+    return [np.array(next(slow), dtype=np.int32) if ids is None else ids for ids in quick]
+
+
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
     if not texts:
         return []
-    from transformers import PreTrainedTokenizerFast
-
-    kind = type(tokenizer)
-    backend = PreTrainedTokenizerFast
-    if tokenizer.is_fast and (kind.__call__, kind._encode_plus) == (backend.__call__, backend._encode_plus):
+    if _calls_its_rules(tokenizer):
         # What the tokenizer's own call does, without the offsets, masks and copies that nobody reads here.
         rules = tokenizer.backend_tokenizer
         rules.no_truncation()
@@ -318,6 +329,15 @@ def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
         return [coded.ids for coded in rules.encode_batch_fast(texts, add_special_tokens=False)]
     coded: list[Ids] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return coded
+
+
+def _calls_its_rules(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a call of the tokenizer does nothing but to apply its rules."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind, backend = type(tokenizer), PreTrainedTokenizerFast
+    own = (kind.__call__, kind._encode_plus) == (backend.__call__, backend._encode_plus)
+    return bool(tokenizer.is_fast and own)
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> Ids:
