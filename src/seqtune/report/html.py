@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -79,7 +80,7 @@ def contents(folder: RunFolder) -> dict[str, Any]:
         "evaluations": evaluations,
         "evaluation_charts": _evaluation_charts(evaluations["rows"]),
         "notices": list(dict.fromkeys(event["text"] for event in events if event["event"] == "Notice")),
-        "samples": folder.samples()[-LATEST:],
+        "samples": _samples(folder.samples()[-LATEST:]),
         "environment": list(_flat(_optional(folder, "environment.json"))),
     }
 
@@ -108,6 +109,64 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return str(value)
+
+
+class Stretch(NamedTuple):
+    """Neighbouring tokens of a completion that have the same advantage.
+
+    Args:
+        text: What they say; a newline is marked, because it has no width to colour.
+        kind: `good` (advantage above 0), `bad`, `nil` or `out` (left out of the loss).
+        strength: |advantage| over the largest of its group, 0 to 1.
+        title: The advantage and the number of tokens, in words.
+    """
+
+    text: str
+    kind: str
+    strength: float
+    title: str
+
+
+def credit(texts: list[str], advantages: list[float | None], scale: float) -> list[Stretch]:
+    """A completion cut where its advantage changes.
+
+    Args:
+        texts: Of the tokens.
+        advantages: Of the tokens, as many; None is left out of the loss.
+        scale: The |advantage| that has the full colour.
+    """
+    found = []
+    numbers = [None if value is None else f"{value + 0.0:+.4g}" for value in advantages]
+    for shown_as, tokens in groupby(zip(texts, numbers, strict=True), key=lambda token: token[1]):
+        said = [text for text, _ in tokens]
+        count = f"{len(said)} token{'s' if len(said) > 1 else ''}"
+        text = "".join(said).replace("\n", "↵\n") or "▯"
+        if shown_as is None:
+            found.append(Stretch(text, "out", 0.0, f"left out of the loss, {count}"))
+            continue
+        value = float(shown_as)
+        kind = "good" if value > 0 else "bad" if value < 0 else "nil"
+        strength = min(abs(value) / scale, 1.0) if scale else 0.0
+        found.append(Stretch(text, kind, strength, f"advantage {shown_as}, {count}"))
+    return found
+
+
+def _samples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Completions, with `credit` where tokens have advantages of their own: colours compare within a group."""
+    largest: dict[tuple[Any, ...], float] = defaultdict(float)
+    for row in rows:
+        values = [abs(value) for value in row.get("advantages") or () if value is not None]
+        largest[_group(row)] = max([largest[_group(row)], *values])
+    return [
+        row | {"credit": credit(row["pieces"], row["advantages"], largest[_group(row)])}
+        if row.get("pieces") and len(row["pieces"]) == len(row.get("advantages") or ())
+        else row
+        for row in rows
+    ]
+
+
+def _group(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["stage"], row["step"], row["prompt"]
 
 
 def _stage(stage: dict[str, Any], rows: list[dict[str, Any]], steps: int | None) -> dict[str, Any]:
