@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ from seqtune.packing.tokens import open_table, sha256_of, write_json, write_tabl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -138,12 +140,18 @@ def write(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     shards: list[dict[str, Any]] = []
-    for first, last in portions(arranged.row_sizes(), SHARD_TOKENS):
-        name = f"shard-{len(shards):05d}.arrow"
-        table = _table(arranged, store, first, last)
-        tokens = len(table.column("input_ids").chunk(0).values)
-        shards.append({"name": name, "rows": last - first, "tokens": tokens, **write_table(folder / name, table)})
-        tell(last / len(arranged))
+    written: list[Future[dict[str, Any]]] = []
+    with ThreadPoolExecutor(1) as writer:  # a shard goes to disk while the next is gathered
+        for first, last in portions(arranged.row_sizes(), SHARD_TOKENS):
+            name = f"shard-{len(shards):05d}.arrow"
+            table = _table(arranged, store, first, last)
+            tokens = len(table.column("input_ids").chunk(0).values)
+            if written:
+                written[-1].result()  # two shards in memory, no more
+            shards.append({"name": name, "rows": last - first, "tokens": tokens})
+            written.append(writer.submit(write_table, folder / name, table))
+            tell(last / len(arranged))
+    shards = [{**shard, **done.result()} for shard, done in zip(shards, written, strict=True)]
     origin_said = asdict(origin)
     lengths = np.bincount(store.sources[arranged.chunks.documents], arranged.chunks.lengths, len(origin.sources))
     for source, tokens in zip(origin_said["sources"], lengths.tolist(), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -207,8 +208,10 @@ def write_table(path: Path, table: pa.Table) -> dict[str, Any]:
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table.combine_chunks())
     content = sink.getvalue()
-    _write(path, content)
-    return {"bytes": content.size, "sha256": hashlib.sha256(content).hexdigest()}
+    with ThreadPoolExecutor(1) as hasher:  # while the disk is at work
+        digest = hasher.submit(hashlib.sha256, content)
+        _write(path, content)
+        return {"bytes": content.size, "sha256": digest.result().hexdigest()}
 
 
 def open_table(path: Path) -> pa.Table:
