@@ -111,6 +111,14 @@ def _arrange(
         why = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
         raise SeqtuneError(f"no document is left to pack{': ' if why else ''}{why}", "packing.on_overflow and data")
     bins = spec.build()(pieces.lengths, spec.capacity, spec.seed)
+    try:
+        bins.check(pieces.lengths, spec.capacity)
+    except ValueError as error:
+        raise SeqtuneError(
+            f"packing '{spec.name}' is at fault: {error}",
+            "packing.name",
+            "tell its author; seqtune.testing.check_packing shows it",
+        ) from error
     starts, lengths = bins.parts(pieces.lengths)
     placed = Chunks(pieces.documents[bins.indices], pieces.starts[bins.indices] + starts, lengths)
     counts |= {"tokens": int(lengths.sum()), "trained": int(targets(placed).sum()), "rows": len(bins)}

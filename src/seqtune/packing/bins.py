@@ -56,6 +56,42 @@ class Bins:
             return np.zeros(len(self.indices), dtype=np.int64), np.asarray(lengths, dtype=np.int64)[self.indices]
         return self.starts, self.sizes
 
+    def check(self, lengths: NDArray[np.int64], capacity: int) -> None:
+        """Check that no row is empty or too long, no part empty or outside its document, and no token in two rows.
+
+        Whole documents must all be there; a packer that cuts may lose tokens, which the report counts.
+
+        Args:
+            lengths: Tokens of each document, as the packer got them. [D]
+            capacity: Tokens a row holds at most.
+
+        Raises:
+            ValueError: The packer broke one of these; says which, and in which row.
+        """
+        indices, offsets = np.asarray(self.indices), np.asarray(self.offsets)
+        whole = self.starts is None or self.sizes is None
+        if not len(offsets) or offsets[0] or offsets[-1] != len(indices) or (np.diff(offsets) < 1).any():
+            raise ValueError("its rows do not hold its parts one after another, at least one each")
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(lengths)):
+            raise ValueError(f"it names documents from {indices.min()} to {indices.max()}, there are {len(lengths)}")
+        if whole and (np.bincount(indices, minlength=len(lengths)) != 1).any():
+            raise ValueError("not every document is in one row")
+        starts, sizes = self.parts(lengths)
+        ends = starts + sizes
+        if not len(starts) == len(sizes) == len(indices):
+            raise ValueError(f"{len(indices)} parts have {len(starts)} beginnings and {len(sizes)} sizes")
+        if (starts < 0).any() or (sizes < 1).any() or (ends > np.asarray(lengths)[indices]).any():
+            raise ValueError("a part is empty or leaves its document")
+        if not whole:
+            order = np.lexsort((starts, indices))
+            one, other = order[:-1], order[1:]
+            if ((indices[one] == indices[other]) & (ends[one] > starts[other])).any():
+                raise ValueError("a token is in two parts")
+        held = np.add.reduceat(sizes, offsets[:-1]) if len(indices) else sizes
+        if (held > capacity).any():
+            row = int(np.argmax(held > capacity))
+            raise ValueError(f"row {row + 1} holds {held[row]} tokens, the capacity is {capacity}")
+
 
 class Placement:
     """Rows being filled with documents in a fixed order, many equal rows at a time.
