@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from tiny_plans import comparable, create, plan_of, stage, weights
 
 from seqtune.config.axes import DataSpec
@@ -22,7 +24,7 @@ from seqtune.parallel.specs import Ddp, Single
 from seqtune.report.events import Step
 from seqtune.training import sft
 from seqtune.training.common import complete_checkpoints, stage_folder
-from seqtune.training.feed import Ordered
+from seqtune.training.feed import Ordered, ordered
 from seqtune.training.pack import pack_stage
 from seqtune.training.run import resume, train
 
@@ -233,6 +235,24 @@ def test_rows_are_dealt_by_cost_and_every_process_takes_its_own() -> None:
     assert [costs[rows].sum() for rows in taken] == [10, 10]
     before, after = Ordered(steps, 0, 2, costs).waiting()
     assert (before, after) == (pytest.approx(1 - 10 / 17), 0)
+
+
+@pytest.mark.parametrize(("row_cost", "together"), [((1.0, 0.0), {0, 1}), ((0.0, 1.0), {0, 3}), (None, {0, 1})])
+def test_the_cost_of_a_row_is_said_or_that_of_its_arithmetic(
+    row_cost: tuple[float, float] | None, together: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tokens 12 + 3 against 8 + 8; by squares the long document goes with the eight short ones."""
+    rows = Dataset.from_dict({"seq_lengths": [[12], [3], [4, 4], [1] * 8]})
+    plain = stage("sft", tmp_path)
+    train = plain.train.model_copy(update={"batch_size": 2, "accumulate": 1, "max_steps": 1})
+    several = plain.model_copy(update={"train": train, "parallel": Ddp(processes=2, row_cost=row_cost)})
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=64)))
+    run = SimpleNamespace(stage=several, model=model, notice=lambda text: None)
+    taken = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        taken.append(set(next(iter(ordered(run, rows)))))  # type: ignore[arg-type]  # as far as it is looked at
+    assert together in taken
 
 
 def test_a_step_that_cannot_be_dealt_evenly_keeps_its_order() -> None:

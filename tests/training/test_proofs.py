@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from seqtune.registry import load
 from seqtune.report.events import Notice
 from seqtune.training import forest, proofs
 from seqtune.training.proofs import mask_audit, prove
-from seqtune.training.run import TRAINERS, _stage_run, diagnose, ends, run_stage
+from seqtune.training.run import TRAINERS, _stage_run, diagnose, ends, run_stage, trainer_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,16 +35,14 @@ def made(kind: str, folder: Path) -> Any:
     plan = plan_of(run)
     (run.path / "checkpoints" / kind).mkdir(parents=True)
     model, tokenizer = ends.load_start(plan, run, 0)
-    return load(TRAINERS[plan.stages[0].objective.family])(
-        _stage_run(plan, run, 0, lambda event: None, model, tokenizer, None)
-    )
+    return load(trainer_of(plan.stages[0]))(_stage_run(plan, run, 0, lambda event: None, model, tokenizer, None))
 
 
 def outcome(trainer: Any) -> dict[str, bool]:
     return {proof.name: proof.passed for proof in prove(trainer, quick=False)}
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "gspo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "gspo", "a_lol", "slic", "tempo"])
 def test_a_sound_trainer_passes_and_is_left_as_it_was(kind: str, tmp_path: Path) -> None:
     trainer = made(kind, tmp_path)
     before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
@@ -51,6 +50,9 @@ def test_a_sound_trainer_passes_and_is_left_as_it_was(kind: str, tmp_path: Path)
     found = prove(trainer, quick=False)
     assert all(proof.passed for proof in found)
     names = ["isolation", "equivalence", "mask audit", "normalisation"]
+    if kind == "sft":
+        names.append("row cost")
+        assert re.search(r"'parallel\.row_cost=\[[\d.e-]+,[\d.e-]+\]'", found[-1].detail)
     assert [proof.name for proof in found] == [name for name in names if kind != "gspo" or name != "mask audit"]
     assert found[0].found == 0.0
     assert 0 < found[1].found < 1e-5
@@ -101,7 +103,7 @@ def test_a_first_token_predicted_by_its_sibling_is_caught(tmp_path: Path, monkey
     assert not outcome(trainer)["equivalence"]
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "gspo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "gspo", "a_lol", "slic", "tempo"])
 def test_a_loss_that_averages_over_its_micro_batch_is_caught(kind: str, tmp_path: Path) -> None:
     trainer = made(kind, tmp_path)
     real = trainer.measure

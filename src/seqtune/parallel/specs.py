@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,23 +20,29 @@ class Single(ParallelSpec):
         return {}
 
 
-class Ddp(ParallelSpec):
+class Several(ParallelSpec):
+    """What plans of more than one process share."""
+
+    processes: int = Field(2, ge=1)
+    """Processes on this machine, one per GPU (gloo on CPU)."""
+    row_cost: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] | None = None
+    """What a packed row costs a process: weights of Σl and Σl² over its documents, by which rows are dealt.
+    `seqtune doctor recipe=…` measures them; None takes 6 × hidden size and 1, the ratio of their arithmetic."""
+
+
+class Ddp(Several):
     """Every process holds the whole model and a share of the batch; gradients are averaged."""
 
     name: Literal["ddp"] = "ddp"
-    processes: int = Field(2, ge=1)
-    """Processes on this machine, one per GPU (gloo on CPU)."""
 
     def build(self) -> dict[str, Any]:
         return {"ddp_find_unused_parameters": False}
 
 
-class Fsdp2(ParallelSpec):
+class Fsdp2(Several):
     """Weights, gradients and optimiser states are sharded over the processes (PyTorch `fully_shard`)."""
 
     name: Literal["fsdp2"] = "fsdp2"
-    processes: int = Field(2, ge=1)
-    """Processes on this machine, one per GPU (gloo on CPU)."""
     reshard_after_forward: bool = True
     """Free the gathered weights of a block between its forward and backward pass: less memory, more traffic."""
 

@@ -16,7 +16,7 @@ from seqtune.data.stream import Mixture
 from seqtune.data.tokenize import tokenize
 from seqtune.errors import SeqtuneError
 from seqtune.packing import order
-from seqtune.packing.balance import balance, default_cost
+from seqtune.packing.balance import Cost, balance, default_cost
 from seqtune.training.stream import PackedStream
 
 if TYPE_CHECKING:
@@ -144,7 +144,9 @@ def ordered(run: StageRun, rows: datasets.Dataset) -> Ordered:
     documents = rows["seq_lengths"]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in documents])])
     each_length = np.fromiter(chain.from_iterable(documents), np.int64, int(offsets[-1]))
-    costs = default_cost(run.model.config.get_text_config().hidden_size).of(each_length, offsets)
+    known = getattr(stage.parallel, "row_cost", None)
+    cost = Cost(*known) if known else default_cost(run.model.config.get_text_config().hidden_size)
+    costs = cost.of(each_length, offsets)
     feed = Ordered(order.steps(spec.order, lengths, count=count, **sizes), _rank(), processes, costs)
     if processes > 1:
         before, after = feed.waiting()

@@ -6,6 +6,7 @@ Shapes: `B` sequences, `L` tokens of the longest.
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import attention
+from seqtune.packing.balance import calibrated
 from seqtune.training.forest import Scored, body, lay_out
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ def prove(trainer: Staged, *, quick: bool) -> list[Proof]:
         found += trainer.audit()
         if not quick:
             found.append(_normalisation(trainer))
+            if trainer.run.stage.objective.family == "sft":
+                found.append(_row_cost(trainer))
         return found
     finally:
         trainer.trainer.model.train(training)
@@ -110,7 +114,8 @@ def _values(trainer: Staged, sample: list[Scored]) -> tuple[Tensor, MicroBatch]:
 def _isolation(trainer: Staged, sample: list[Scored]) -> Proof:
     before, batch = _values(trainer, sample)
     forest = batch.flat.forest
-    leaf = next(n for n in range(len(forest)) if forest.lengths[n] and n not in set(forest.parents.tolist()))
+    inner = set(forest.parents.tolist())  # the longest leaf: after a single last token there is nothing to move
+    leaf = max((n for n in range(len(forest)) if n not in inner), key=lambda n: int(forest.lengths[n]))
     start, end = int(forest.cu_seqlens[leaf]), int(forest.cu_seqlens[leaf + 1])
     changed = batch.inputs["input_ids"].clone()
     changed[:, start:end] = (changed[:, start:end] + 1) % len(trainer.run.tokenizer)
@@ -176,6 +181,40 @@ def _normalisation(trainer: Staged) -> Proof:
         f"the same rows turned around: {noise:.1e}" + ("" if size else "; the gradient is zero"),
         "the objective's denominator must be the count of the whole step",
     )
+
+
+def _row_cost(trainer: Staged) -> Proof:
+    """What a row of so many and so long documents takes, forward and backward: nothing to fail, but to know."""
+    capacity, vocabulary = trainer.run.stage.packing.capacity, len(trainer.run.tokenizer)
+    cuts = [[capacity // number] * number for number in (1, 2, 4, 16) if capacity >= 2 * number]
+    cuts.append([max(2, capacity // 2)])
+    random, seconds = np.random.default_rng(0), []
+    for lengths in cuts:
+        parts = [Scored(random.integers(0, vocabulary, length), np.arange(length) > 0) for length in lengths]
+        batch = lay_out(parts, trainer.trainer.accelerator.device, shared=False)
+        times = [_seconds(trainer, batch) for _ in range(3)]
+        seconds.append(min(times[1:]))  # the first also sets things up
+    cost = calibrated([sum(one) for one in cuts], [sum(n * n for n in one) for one in cuts], seconds)
+    said = [float(f"{part:.3g}") for part in cost]
+    return Proof(
+        "row cost",
+        True,
+        max(seconds),
+        0.0,
+        f"{said[0]:.2g} s a token and {said[1]:.2g} s a pair of tokens of one document; with several processes "
+        f"'parallel.row_cost=[{said[0]},{said[1]}]' deals rows by it",
+    )
+
+
+def _seconds(trainer: Staged, batch: MicroBatch) -> float:
+    """Time of one forward and backward pass."""
+    model, device = trainer.trainer.model, trainer.trainer.accelerator.device
+    began = time.perf_counter()
+    trainer.trainer.accelerator.backward(trainer.measure(model, batch, trainer.count(batch)).loss)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    model.zero_grad(set_to_none=True)
+    return time.perf_counter() - began
 
 
 def _gradients(trainer: Staged, parts: list[list[Any]]) -> Tensor:
