@@ -22,6 +22,10 @@ def test_every_policy_objective_keeps_the_contract(ratio: str, aggregation: str,
     check_objective("policy", ratio=ratio, aggregation=aggregation, kl=kl, beta=0.1)
 
 
+def test_means_over_documents_keep_the_contract() -> None:
+    check_objective("sft", aggregation="sequence_mean")
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -92,6 +92,16 @@ def test_accuracy_counts_pairs() -> None:
     near(metrics["rewards/rejected"], 1.75)
 
 
+def test_worked_sft_of_documents() -> None:
+    """Documents of 10, 20 and 90 tokens with summed losses 20, 30 and 90 (LongAlign, https://arxiv.org/abs/2401.18058):
+    140/120 over tokens, (2 + 1.5 + 1)/3 over documents; one without a trained token changes neither."""
+    counts, sums = torch.tensor([10, 20, 90, 0]), torch.tensor([20.0, 30.0, 90.0, 0.0])
+    mask = torch.arange(90) < counts.unsqueeze(1)
+    logps = -(sums / counts.clamp(min=1)).unsqueeze(1).expand(4, 90).masked_fill(~mask, torch.nan)
+    assert sft_loss(logps, mask, denominator=120)[0].item() == pytest.approx(140 / 120)
+    assert sft_loss(logps, mask, aggregation="sequence_mean", denominator=3)[0].item() == pytest.approx(1.5)
+
+
 def test_worked_sft() -> None:
     """Three trained tokens with log-probs -1, -2 and -.5 out of four: (1 + 2 + .5) / 3 = 1.166667."""
     logps = torch.tensor([[-9.0, -1.0, -2.0], [-0.5, float("nan"), float("nan")]], requires_grad=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.functional import log_softmax
 
 from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
+from seqtune.objectives.specs import Sft as Sft_
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.training.common import StageRun
 from seqtune.training.forest import Scored, lay_out, token_scores
@@ -63,6 +65,34 @@ def test_the_packed_loss_is_the_mean_over_documents_read_alone(made: Sft) -> Non
         count += len(completion) + 1
     assert len(made.train_dataset) < len(TEXTS)  # rows do hold several documents
     assert made.evaluate()["eval/loss"] == pytest.approx(total / count, abs=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_packed_gradients_are_those_of_documents_read_alone(
+    made: Sft, aggregation: Literal["token_mean", "sequence_mean"], tmp_path
+) -> None:
+    """Loss and every gradient, by name, whichever documents share a row and a micro-batch."""
+    model, losses = load_model(MODEL), []
+    for prompt, completion in TEXTS:
+        ids = torch.tensor([[*prompt.encode(), *completion.encode(), 258]])
+        logps = log_softmax(model(ids).logits, -1)[0, :-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
+        losses.append(-logps)
+    alone = torch.cat(losses).mean() if aggregation == "token_mean" else torch.stack([x.mean() for x in losses]).mean()
+    alone.backward()
+    wanted = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    for packing, parts in ((BestFit(capacity=16), 1), (BestFit(capacity=32), 2), (Unpacked(capacity=16), 3)):
+        one = stage("sft", tmp_path / "sums.jsonl", packing=packing, objective=Sft_(aggregation=aggregation))
+        run = SimpleNamespace(**{**vars(made.run), "stage": one, "notice": print, "output": made.run.output})
+        run.model = load_model(MODEL)
+        packed = trainer(run)
+        rows = packed.train_dataset.to_list()
+        batches = [packed.lay(rows[part::parts]) for part in range(min(parts, len(rows)))]
+        count = sum(packed.count(batch) for batch in batches)
+        losses = [packed.measure(packed.model, batch, count).loss for batch in batches]
+        sum(losses).backward()
+        assert sum(losses).item() == pytest.approx(alone.item(), abs=2e-6)
+        for name, weight in packed.model.named_parameters():
+            torch.testing.assert_close(weight.grad, wanted[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_a_document_does_not_see_its_neighbours(made: Sft) -> None:

@@ -79,13 +79,21 @@ class Sft(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
     def sequences(self, rows: list[dict[str, Any]]) -> list[Scored]:
         return [document for row in rows for document in documents(row)]
 
+    @property
+    def by_document(self) -> bool:
+        """Whether every document weighs the same, not every token."""
+        return self.run.stage.objective.denominator_unit == "sequences"
+
     def count(self, batch: MicroBatch) -> float:
-        return float(len(batch.targets))
+        return float((batch.index >= 0).any(1).sum()) if self.by_document else float(len(batch.targets))
 
     def measure(self, model: Any, batch: MicroBatch, denominator: Tensor | float) -> Measured:
         inner = self.accelerator.unwrap_model(model)
-        scores = token_scores(model, inner, batch, entropy=True, aux=self.aux_loss_enabled, uniform=True)
-        loss, metrics = self.objective(scores.logps, torch.ones_like(scores.logps), denominator=denominator)
+        uniform = not self.by_document  # the same weight for every token
+        scores = token_scores(model, inner, batch, entropy=True, aux=self.aux_loss_enabled, uniform=uniform)
+        logps = batch.by_sequence(scores.logps) if self.by_document else scores.logps
+        mask = batch.index >= 0 if self.by_document else torch.ones_like(logps)
+        loss, metrics = self.objective(logps, mask, denominator=denominator)
         trained = len(batch.targets)
         with torch.no_grad():
             metrics = {
