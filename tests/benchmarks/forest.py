@@ -40,6 +40,7 @@ from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.specs import Format
 from seqtune.training import policy, preference, sft
 from seqtune.training.common import CHECKPOINTING, StageRun, StepRows, stage_folder
+from seqtune.training.scorer import Scorer
 from seqtune_kernels.forest_attention import Layout, forest_attention
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def groups(folder: Path, repeats: int) -> list[str]:
     ours = policy.trainer(run)
     theirs = GRPOTrainer(
         model=model(),
-        reward_funcs=[policy.Scorer(run)],
+        reward_funcs=[Scorer(run)],
         args=GRPOConfig(
             **settings(folder, GROUP),
             num_generations=GROUP,

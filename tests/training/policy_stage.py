@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROMPTS = [f"{a} + {b} = ?\n" for a in range(4) for b in range(4)]
+SUMS = [f"It is {a + b}." for a in range(4) for b in range(4)]
 
 
 def stage(**changes: Any) -> Stage:
@@ -56,7 +57,7 @@ def stage_run(folder: Path, one: Stage, *, watch: Any = None) -> StageRun:
     run_folder.path.mkdir(parents=True, exist_ok=True)
     output = stage_folder(run_folder, one.name)
     output.mkdir(parents=True, exist_ok=True)
-    rows = Dataset.from_dict({"prompt": PROMPTS, "answer": [str(i) for i in range(len(PROMPTS))]})
+    rows = Dataset.from_dict({"prompt": PROMPTS, "answer": [str(i) for i in range(len(PROMPTS))], "completion": SUMS})
     saved = complete_checkpoints(output)
     return StageRun(
         stage=one,

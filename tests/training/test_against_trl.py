@@ -27,6 +27,8 @@ from seqtune.packing.specs import BestFit
 from seqtune.report.run_folder import RunFolder
 from seqtune.training import policy, preference, sft
 from seqtune.training.common import CHECKPOINTING, StageRun, Stream, stage_folder
+from seqtune.training.rollouts import Rollouts, by_group, take
+from seqtune.training.scorer import Scorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,6 +223,8 @@ def test_dpo_on_pairs(budget: int | None, tmp_path: Path, monkeypatch: pytest.Mo
         ({"name": "gspo"}, "sequence"),
         ({"name": "gspo", "beta": 0.1}, "sequence"),
         ({"name": "grpo", "beta": 0.1, "kl_corrected": True, "epsilon_low": 0.01, "epsilon_high": 0.01}, "token"),
+        ({"name": "gspo", "beta": 0.1, "kl_corrected": True}, "sequence"),
+        ({"name": "gspo", "beta": 0.3, "ref_model_sync_steps": 3, "ref_model_mixup_alpha": 0.3}, "sequence"),
     ],
 )
 def test_policy_on_groups(
@@ -244,7 +248,7 @@ def test_policy_on_groups(
     ours = policy.trainer(run)
     updates, group = one.rollout.updates, one.objective.group_size
     micro = updates * one.train.accumulate  # micro-batches a rollout feeds
-    rollouts = policy.Rollouts(
+    rollouts = Rollouts(
         len(run.examples.train),
         rollouts=STEPS // updates,
         prompts=micro * one.train.batch_size // group,
@@ -268,7 +272,7 @@ def test_policy_on_groups(
     monkeypatch.setattr(grpo_trainer, "create_model_from_path", lambda *args, **given: copy.deepcopy(untouched))
     theirs = in_order(GRPOTrainer, lambda made: rollouts)(
         model=untouched,
-        reward_funcs=[policy.Scorer(run)],
+        reward_funcs=[Scorer(run)],
         args=GRPOConfig(
             **settings(one, tmp_path),
             num_generations=group,
@@ -280,6 +284,9 @@ def test_policy_on_groups(
             epsilon_high=one.objective.epsilon_high,
             beta=one.objective.beta,
             use_bias_correction_kl=one.objective.kl_corrected,
+            sync_ref_model=one.objective.ref_model_sync_steps is not None,
+            ref_model_sync_steps=one.objective.ref_model_sync_steps or 1,
+            ref_model_mixup_alpha=one.objective.ref_model_mixup_alpha,
         ),
         train_dataset=run.examples.train,
         processing_class=run.tokenizer,
@@ -288,8 +295,8 @@ def test_policy_on_groups(
     monkeypatch.setattr(theirs, "_generate_single_turn", lambda *args: (next(replayed), None))
 
     def shuffled(batch: dict[str, Any]) -> dict[str, Any]:
-        order = policy.by_group(0, micro * one.train.batch_size, group, (one.train.seed, theirs._step // micro))
-        return {**batch, **policy.take(batch, order)}
+        order = by_group(0, micro * one.train.batch_size, group, (one.train.seed, theirs._step // micro))
+        return {**batch, **take(batch, order)}
 
     monkeypatch.setattr(grpo_trainer, "shuffle_sequence_dict", shuffled)
     assert_same_run(finished, trained(theirs, monkeypatch), start, absolute=1e-6)

@@ -23,8 +23,11 @@ from trl import GRPOTrainer
 from seqtune.errors import SeqtuneError
 from seqtune.objectives.advantages import group
 from seqtune.report.run_folder import RunFolder
+from seqtune.rewards.score import score
 from seqtune.training import policy
-from seqtune.training.policy import Policy, Rollouts, trainer
+from seqtune.training.policy import Policy, trainer
+from seqtune.training.rollouts import Rollouts, by_group
+from seqtune.training.scorer import plain
 
 ASCII_FIRST = r"(?s)[\x00-\x7f].*"
 """About half of an untrained byte model's completions match: rewards differ within groups."""
@@ -211,7 +214,7 @@ def test_a_failing_reward_stops_the_run_and_names_the_row(body: str, message: st
     namespace: dict[str, Any] = {}
     exec(file.read_text(), namespace)
     one.reward_funcs = [
-        lambda prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns: policy.score(
+        lambda prompts, completions, completion_ids, trainer_state, log_extra, log_metric, **columns: score(
             namespace["bad"], prompts, completions, columns, name="bad"
         )
     ]
@@ -266,16 +269,16 @@ def test_vllm_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_groups_stay_whole_when_a_rollout_is_shuffled() -> None:
-    order = policy.by_group(0, 24, 4, (1, 0))
+    order = by_group(0, 24, 4, (1, 0))
     assert sorted(order.tolist()) == list(range(24))
     groups = (order // 4).reshape(6, 4)
     assert (groups == groups[:, :1]).all()
     assert groups[:, 0].tolist() != list(range(6))
-    assert not torch.equal(order, policy.by_group(0, 24, 4, (1, 1)))
+    assert not torch.equal(order, by_group(0, 24, 4, (1, 1)))
 
 
 def test_a_group_that_lies_on_two_processes_is_kept_together_on_each() -> None:
-    order = policy.by_group(6, 6, 4, (0,))  # rows 6 and 7 of a group whose first two are elsewhere, and a whole one
+    order = by_group(6, 6, 4, (0,))  # rows 6 and 7 of a group whose first two are elsewhere, and a whole one
     assert sorted(order.tolist()) == list(range(6))
     assert abs(int((order == 0).nonzero()) - int((order == 1).nonzero())) == 1
 
@@ -365,6 +368,6 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_plain_text_of_messages() -> None:
-    assert policy.plain("as it is") == "as it is"
-    assert policy.plain([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]) == "a\nb"
+    assert plain("as it is") == "as it is"
+    assert plain([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]) == "a\nb"
     assert len(PROMPTS) == 16

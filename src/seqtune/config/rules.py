@@ -47,9 +47,11 @@ INPUTS: dict[str, str] = {
     "entropies": "",
     "segments": "",
     "reward_columns": "several rewards kept apart, one column each",
+    "reward_weights": "",
     "rank_rewards": "a reward for each line of a completion",
     "plan_rewards": "a reward of the plan beside that of the answer",
-    "prefix_mask": "completions that go on from a demonstration's beginning",
+    "prefix_mask": "",
+    "anchors": "demonstrations in groups without a success",
     "executions": "a low-level model that executes each completion",
     "format_scores": "a score of each completion's form beside its reward",
     "judge_scores": "a judge's score of each completion beside its reward",
@@ -74,7 +76,7 @@ HEADS = {
 
 INSTEAD = {
     "plan_rewards": "objective.plan_advantage=answer gives the plan the advantage of the answer",
-    "reward_columns": "objective.advantage=group takes the one reward there is",
+    "reward_columns": "reward=combined has parts; objective.advantage=group takes the one reward there is",
 }
 """What to choose where an input is missing."""
 
@@ -157,6 +159,12 @@ OBJECTIVE_READS: dict[str, tuple[str, tuple[str, ...], str]] = {
 """Fields of policy objectives that are read only where another field has one of the values; and why not else."""
 
 
+OF_THE_REFERENCE = tuple(
+    f"objective.{field}" for field in ("kl", "kl_in", "kl_corrected", "ref_model_sync_steps", "ref_model_mixup_alpha")
+)
+"""What is read where a policy objective has a reference model."""
+
+
 def _idle(path: str, stage: Stage) -> str | None:
     """Why the stage does not read the value at `path`; None when it does."""
     axis, _, field = path.partition(".")
@@ -178,8 +186,10 @@ def _idle(path: str, stage: Stage) -> str | None:
         other, values, why = OBJECTIVE_READS[field]
         if getattr(objective, other, values[0]) not in values:
             return why.format(getattr(objective, other))
-    if path in ("objective.kl", "objective.kl_in", "objective.kl_corrected") and getattr(objective, "beta", None) == 0:
+    if path in OF_THE_REFERENCE and getattr(objective, "beta", None) == 0:
         return "objective.beta=0 keeps no reference model"
+    if path == "objective.ref_model_mixup_alpha" and getattr(objective, "ref_model_sync_steps", 1) is None:
+        return "objective.ref_model_sync_steps=null never syncs the reference model"
     if path == "train.epochs" and stage.train.max_steps is not None:
         return f"train.max_steps={stage.train.max_steps} decides; train.max_steps=null trains epochs"
     return None
@@ -474,6 +484,17 @@ def _lm_head_adapter(stage: Stage) -> Iterator[Violation]:
         )
 
 
+def _synced_reference(stage: Stage) -> Iterator[Violation]:
+    every = getattr(stage.objective, "ref_model_sync_steps", None)
+    if every is not None and stage.peft.name != "full":
+        yield Violation(
+            f"objective.ref_model_sync_steps={every} moves the reference model towards the policy, but with "
+            f"peft '{stage.peft.name}' the reference is the policy without its adapter",
+            ("objective.ref_model_sync_steps", "peft.name"),
+            "peft=full, or objective.ref_model_sync_steps=null",
+        )
+
+
 def _sharded_float16(stage: Stage) -> Iterator[Violation]:
     if stage.parallel.name == "fsdp2" and stage.model.dtype == "float16":
         yield Violation(
@@ -598,6 +619,7 @@ TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _ratio_and_aggregation,
     _groups_fill_batches,
     _lm_head_adapter,
+    _synced_reference,
     _sharded_float16,
     _packing_applies,
     _mixture_is_streamed,

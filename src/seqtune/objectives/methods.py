@@ -56,6 +56,8 @@ class Dapo(Grpo):
     paper's: 4096 of 20480 tokens."""
     truncated: Literal["keep", "drop"] = "drop"
     """Completions cut off at `rollout.max_new_tokens`: `drop` leaves them out of the loss, not of the group's mean."""
+    sampling_rounds: int = Field(10, ge=1)
+    """Rounds of prompts a rollout samples at most to find groups whose rewards differ. 10 is the paper's code's."""
     beta: float = Field(0.0, ge=0)
     """β: weight of the KL to the reference model; 0, as in the paper, keeps no reference."""
 
@@ -340,6 +342,10 @@ class DaGrpo(Grpo):
     @property
     def loss_inputs(self) -> frozenset[str]:
         return super().loss_inputs | ({"prefix_mask"} if self.anchors else frozenset())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return super().needs | ({"anchors"} if self.anchors else frozenset())
 
     def build(self) -> Callable[..., Any]:
         if not self.anchors:

@@ -395,7 +395,7 @@ def policy_loss(
         off_policy_threshold: Threshold of `strayed`, nats a token; None leaves nothing out.
         beta: β; 0 leaves the KL out of the loss (it is still measured if `ref_logps` is given).
         kl: Estimator `k1`, `k2` or `k3`.
-        kl_corrected: Weigh the KL of a token by its ratio ρ, so that its mean is the KL of π whatever sampled.
+        kl_corrected: Weigh the KL of a token by w. With `ratio="token"` its mean is the KL of π whatever sampled.
         denominator: Count over the whole optimiser step, all micro-batches and ranks: completions for `sequence_mean`
             and `token_sum`, tokens of the mask for `token_mean`, completions times the most tokens one may have for
             `constant`. The losses of micro-batches add up to the step's.
@@ -437,7 +437,7 @@ def policy_loss(
     loss = weight * loss
     divergence = None if q is None else KLS[kl](masked(q, live))  # [B, T]
     if divergence is not None and kl_corrected:
-        divergence = importance_ratio(d) * divergence
+        divergence = w * divergence
     if beta > 0 and divergence is not None:
         loss = loss + beta * divergence
     aggregate = AGGREGATIONS[aggregation] if isinstance(aggregation, str) else aggregation

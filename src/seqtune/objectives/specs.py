@@ -203,9 +203,16 @@ class Policy(ObjectiveSpec):
     kl: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL per token (http://joschu.net/blog/kl-approx.html)."""
     kl_corrected: bool = False
-    """Weigh the KL of a token by its importance ratio, as TRL does (https://arxiv.org/abs/2512.02556)."""
+    """Weigh the KL of a token by the ratio of its unit, as TRL does (https://arxiv.org/abs/2512.02556)."""
     kl_in: Literal["loss", "reward"] = "loss"
     """Where β KL goes: added to the loss, or taken off the reward before advantages are computed."""
+    ref_model_sync_steps: int | None = Field(None, ge=1)
+    """Optimiser steps after which the reference model moves towards the policy, every time; None: never. TRL: 512."""
+    ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)
+    """α: π_ref becomes α π + (1 - α) π_ref, weight by weight. 0.6 is TRL's (https://arxiv.org/abs/2404.09656)."""
+    sampling_rounds: int = Field(1, ge=1)
+    """Rounds of prompts a rollout samples at most to find groups whose rewards differ (DAPO's dynamic sampling); groups
+    without differences fill what is missing. 1 takes the groups as they come."""
 
     @property
     def denominator_unit(self) -> DenominatorUnit:
@@ -221,6 +228,7 @@ class Policy(ObjectiveSpec):
             "completion_ids": self.credit == "tree",
             "entropies": self.entropy_drop > 0,
             "reward_columns": self.advantage == "columns",
+            "reward_weights": self.advantage == "columns",
         }
         if self.beta > 0 and self.kl_in == "reward":
             asked |= {"mask": True, "old_logps": True, "ref_logps": True}
@@ -293,6 +301,11 @@ class Policy(ObjectiveSpec):
             entropy_drop=self.entropy_drop,
             drop_truncated=self.truncated == "drop",
         )
+
+    def build_prefix_shares(self, steps: int) -> Callable[[int], tuple[float, float]] | None:
+        """`step -> (least, largest)` share of a demonstration that one completion of each group begins with, for a run
+        of `steps` optimiser steps; None: completions begin with nothing."""
+        return None
 
     def build_segments(self) -> Callable[[list[str]], list[int]]:
         """`text of each token -> number of its segment`, for an objective that takes `segments`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from seqtune.rewards.score import score
@@ -61,5 +62,32 @@ class Combined:
         return {name: score(part, prompts, completions, columns, name=name) for name, part in self._parts.items()}
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> Values:
-        parts = self.parts(prompts, completions, **columns)
+        return self.combined(self.parts(prompts, completions, **columns))
+
+    def combined(self, parts: dict[str, Values]) -> Values:
+        """`combine` of what `parts` gave."""
         return combine(parts, weights=self._weights, gates=self._gates)
+
+    @property
+    def column_weights(self) -> tuple[float, ...]:
+        """w of each column of `columns`."""
+        return tuple(self._weights.get(name, 1.0) for name in self._summed) or (1.0,)
+
+    @property
+    def _summed(self) -> list[str]:
+        return [name for name in self._parts if name not in self._gates]
+
+    def columns(self, parts: dict[str, Values]) -> list[list[float]]:
+        """The reward before its sum, `[B, F]`: each part that is summed times the gates, NaN where it has no score.
+
+        Their weighted sum is the reward. If all parts are gates there is one column, their product.
+        """
+        apart = [
+            combine(
+                {name: values for name, values in parts.items() if name == part or name in self._gates},
+                weights={},
+                gates=self._gates,
+            )
+            for part in self._summed or self._gates[:1]
+        ]
+        return [[math.nan if value is None else value for value in row] for row in zip(*apart, strict=True)]

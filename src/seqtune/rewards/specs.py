@@ -292,6 +292,10 @@ class Combined(RewardSpec):
             raise ValueError(f"a gate has no weight: {', '.join(both)}")
         return self
 
+    @property
+    def gives(self) -> frozenset[str]:
+        return frozenset({"reward_columns"})
+
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.combined import Combined as Together
 

@@ -11,33 +11,36 @@ import copy
 import importlib.util
 import math
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Sampler
+from torch.distributed.tensor import DTensor
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_fsdp
+from trl.trainer.callbacks import SyncRefModelCallback
 
+from seqtune.data.pieces import pieces
 from seqtune.data.tokenize import prompt_ids
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import attention, use_forest
 from seqtune.objectives.reduce import masked_mean
-from seqtune.rewards.score import score
+from seqtune.objectives.rollouts import fill, informative
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import generate
 from seqtune.training.common import (
     Measured,
     Staged,
     StageRun,
-    Stream,
     optimiser_steps,
     read_marker,
     training_arguments,
 )
 from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, body, lay_out, split, token_scores
+from seqtune.training.rollouts import LEFT, Demonstrations, Place, Rollouts, Round, by_group, further, take, together
+from seqtune.training.scorer import Scorer, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,29 +57,6 @@ DROPPED = ("step_time", "rewards/", "num_tokens")
 counted once a completion."""
 
 
-class Rollouts(Sampler[int]):
-    """Row numbers as TRL wants them: each rollout's prompts `group_size` times over, and all that `repeats` times.
-
-    TRL draws the rows of a rollout anew for each of its micro-batches but generates only at the first. Which prompts a
-    rollout takes depends on the seed alone, not on processes, micro-batches or where a run was resumed.
-    """
-
-    def __init__(self, rows: int, *, rollouts: int, prompts: int, group_size: int, repeats: int, seed: int) -> None:
-        self.stream = Stream(rows, rollouts * prompts, seed)
-        self.rollouts, self.prompts, self.group_size, self.repeats = rollouts, prompts, group_size, repeats
-
-    def __len__(self) -> int:
-        return self.rollouts * self.prompts * self.group_size * self.repeats
-
-    def __iter__(self) -> Iterator[int]:
-        stream = iter(self.stream)
-        for _ in range(self.rollouts):
-            rows = list(islice(stream, self.prompts))
-            for _ in range(self.repeats):
-                for row in rows:
-                    yield from repeat(row, self.group_size)
-
-
 class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     """`GRPOTrainer` with the plan's objective, advantages, reward and reproducible sampling."""
 
@@ -86,15 +66,28 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     max_completion_length: int
     ref_model: Any
     reward_funcs: Any
+    _round: int
+    """Number of the round of prompts that is sampled, from 0."""
+    _rows: list[dict[str, Any]]
+    """The examples of this process's completions of it."""
+    _given: list[list[int]]
+    """Demonstration tokens each of them begins with."""
     _buffered_inputs: Any
     """Micro-batches of the current rollout, as TRL keeps them; None before the first."""
 
     def __init__(self, run: StageRun, *, reference: PreTrainedModel | None, **kwargs: Any) -> None:
         self.spec: PolicySpec = run.stage.objective  # type: ignore[assignment]
         self.advantage = self.spec.build_advantage()
-        self._given: list[list[int]] = []
-        """Demonstration tokens that each of this process's completions of the rollout begins with; empty: none does."""
+        self._round, self._rows, self._given = 0, [], []
         super().__init__(run, **kwargs)
+        shares = self.spec.build_prefix_shares(self.args.max_steps)
+        self.demonstrations = shares and Demonstrations(
+            run.tokenizer,
+            shares,
+            group_size=self.num_generations,
+            limit=self.max_completion_length,
+            seed=self.args.seed,
+        )
         # TRL would read the reference from a hub name or folder; ours is the model the stage starts from, wherever that
         # came from. With an adapter there is none: TRL switches the adapter off.
         self.beta = self.spec.beta
@@ -105,9 +98,12 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
                 if self.is_fsdp_enabled
                 else self.accelerator.prepare_model(reference, evaluation_mode=True)
             )
+            if self.spec.ref_model_sync_steps is not None:
+                self.add_callback(SyncRefModelCallback(self.ref_model, self.accelerator))
         if run.checkpoint is not None:
             self._step = read_marker(run.checkpoint)["step"]
             self._load_rollout(run.checkpoint)
+            self._load_reference(run.checkpoint)
 
     # Rollouts
 
@@ -131,12 +127,20 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         has_tool_images: bool = False,
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
         """Completions, those that go on from a demonstration with the tokens they were given."""
-        given = self._given or [[]] * len(prompt_ids)
-        beginnings = [[*prompt, *tokens] for prompt, tokens in zip(prompt_ids, given, strict=True)]
-        alike = 1 if any(given) else num_generations  # vLLM takes every n-th prompt for n completions
+        if self.demonstrations:
+            places = self._places(len(prompt_ids))
+            self._given = self.demonstrations.beginnings(self._rows, prompt_ids, places, self._step)
+            for (_, _, completion), tokens in zip(places, self._given, strict=True):
+                if completion == num_generations - 1:
+                    self._log_metric("rollout/demonstrations", float(bool(tokens)))
+                    self._log_metric("rollout/prefix_tokens", float(len(tokens)))
+        else:
+            self._given = [[]] * len(prompt_ids)
+        beginnings = [[*prompt, *tokens] for prompt, tokens in zip(prompt_ids, self._given, strict=True)]
+        alike = 1 if any(self._given) else num_generations  # vLLM takes every n-th prompt for n completions
         completions, logprobs = self._sample(beginnings, images, multimodal_fields, alike, has_tool_images)
         whole, known = [], []
-        for row, (tokens, more) in enumerate(zip(given, completions, strict=True)):
+        for row, (tokens, more) in enumerate(zip(self._given, completions, strict=True)):
             # No engine should, but one that answers with nothing has ended: every completion has a token.
             ids = [*tokens, *(more or self.eos_token_ids[:1])][: self.max_completion_length]
             own = logprobs[row] if logprobs is not None and more else []
@@ -173,31 +177,94 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             )
         return completions, None
 
-    def _places(self, rows: int) -> list[tuple[int, int, int]]:
-        """Rollout, prompt of the rollout and completion of the prompt of each of this process's rows."""
+    def _places(self, rows: int) -> list[Place]:
+        """Where each of this process's rows stands; prompts of further rounds are counted on."""
         rollout = self._step // self.args.steps_per_generation
-        first = self.accelerator.process_index * rows
+        first = (self._round * self.accelerator.num_processes + self.accelerator.process_index) * rows
         return [(rollout, *divmod(first + row, self.num_generations)) for row in range(rows)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's rollout with the plan's advantages. TRL shuffles afterwards: groups are whole only here."""
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        rewards = list(self._logs["rewards"][self.reward_func_names[0]])  # of all processes, NaN where there is none
+        output, rewards, texts = self._informative(inputs)
         own = self._described(output)
         known = {name: self._of_all(own[name]) for name in sorted(self.spec.advantage_inputs)}
         advantages = self.advantage(torch.tensor(rewards), **known)
-        mine = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
         columns = output["completion_ids"].shape[1]
+        mine = self._mine(len(inputs))
         own_advantages = advantages[mine] if advantages.dim() == 1 else advantages[mine, :columns]
-        output["advantages"] = own_advantages.to(output["advantages"].device)
+        output["advantages"] = own_advantages.to(output["completion_ids"].device)
         output.update({name: own[name] for name in self.spec.loss_inputs if name in own})
+        ids = self._of_all(output["completion_ids"]) if advantages.dim() == 2 else None
         if self.accelerator.is_main_process:
-            self._write_samples(rewards, advantages, known.get("mask"))
+            self._write_samples(texts, rewards, advantages, ids, known)
         return output
+
+    def _mine(self, rows: int) -> slice:
+        """This process's `rows` among those of all."""
+        return slice(self.accelerator.process_index * rows, (self.accelerator.process_index + 1) * rows)
+
+    def _sampled(self, inputs: list[dict[str, Any]], number: int) -> Round:
+        """A round of prompts, sampled and scored; its tensors hold the rows of this process."""
+        self._round, self._rows = number, inputs
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim}
+        device, width = output["completion_ids"].device, output["completion_ids"].shape[1]
+        asked = self.spec.needs
+        if "prefix_mask" in asked:
+            given = torch.tensor([len(tokens) for tokens in self._given], device=device)
+            tensors["prefix_mask"] = torch.arange(width, device=device) < given.unsqueeze(1)
+        scorer, rows = self.reward_funcs[0], len(inputs) * self.accelerator.num_processes
+        for name, of_rows in (("rank_rewards", "by_rank"), ("reward_columns", "by_part")):
+            if name in asked:
+                tensors[name] = torch.tensor(getattr(scorer, of_rows), device=device)
+        rewards, prompts, completions = (
+            list(told)[-rows:]  # of all processes
+            for told in (
+                self._logs["rewards"][self.reward_func_names[0]],
+                self._logs["prompt"],
+                self._logs["completion"],
+            )
+        )
+        return Round(tensors, rewards, list(zip(prompts, completions, strict=True)))
+
+    def _informative(self, inputs: list[dict[str, Any]]) -> Round:
+        """A rollout, its groups with equal rewards exchanged for others from further rounds of prompts as long as there
+        are such groups and rounds are left.
+        """
+        size, mine = self.num_generations, self._mine(len(inputs))
+        rounds = [self._sampled(inputs, 0)]
+        wanted = len(rounds[0].rewards) // size
+        kept = self._kept(rounds[0])
+        while sum(kept) < wanted and len(rounds) < self.spec.sampling_rounds:
+            key = (self.args.seed, self._step // self.args.steps_per_generation)
+            chosen = further(len(self.train_dataset), wanted, len(rounds), key)
+            prompts = [row for row in chosen for _ in range(size)][mine]
+            rounds.append(self._sampled([self.train_dataset[row] for row in prompts], len(rounds)))
+            kept += self._kept(rounds[-1])
+        if self.spec.sampling_rounds > 1:
+            told = self._metrics["train"]
+            told["rollout/rounds"].append(len(rounds))
+            told["rollout/dropped"].append(1 - 1 / len(rounds))
+            told["rollout/filled"].append(max(1 - sum(kept) / wanted, 0.0))
+        if len(rounds) == 1:
+            return rounds[0]
+        numbers = range(len(kept))
+        groups = fill([n for n in numbers if kept[n]], [n for n in numbers if not kept[n]], wanted)
+        everyone = [
+            one._replace(tensors={name: self._of_all(v, left=name in LEFT) for name, v in one.tensors.items()})
+            for one in rounds
+        ]
+        found = together(everyone, groups, size, mine)
+        return found._replace(tensors={name: v.to(self.accelerator.device) for name, v in found.tensors.items()})
+
+    def _kept(self, one: Round) -> list[bool]:
+        """Whether each of its groups has rewards that differ."""
+        size = self.num_generations
+        return informative([one.rewards[first : first + size] for first in range(0, len(one.rewards), size)])
 
     def _described(self, output: dict[str, Any]) -> dict[str, Any]:
         """What the objective asks to know of this process's completions, by the names its spec uses."""
-        asked = self.spec.advantage_inputs | self.spec.loss_inputs
+        asked = self.spec.needs
         ids, mask = output["completion_ids"], output["completion_mask"].bool()
         places = torch.arange(ids.shape[1], device=ids.device)
         last = ids.gather(1, (places * mask).amax(1, keepdim=True)).squeeze(1)
@@ -215,8 +282,9 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             rows = torch.cat([output["prompt_ids"], ids], 1), torch.cat([output["prompt_mask"], mask], 1)
             with torch.no_grad():
                 found["old_logps"], found["entropies"] = self._scores(self.model, *rows, ids.shape[1], entropy=True)
-        if "rank_rewards" in asked:
-            found["rank_rewards"] = torch.tensor(self.reward_funcs[0].by_rank, device=ids.device)
+        if "reward_columns" in asked:
+            found["reward_weights"] = self.reward_funcs[0].weights
+        found |= {name: output[name] for name in ("prefix_mask", "rank_rewards", "reward_columns") if name in output}
         if "segments" in asked:
             found["segments"] = self._segments(ids, mask)
         return found
@@ -224,33 +292,43 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     def _segments(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Segment of each token, `[B, T]`; -1 outside the mask."""
         found = torch.full_like(ids, -1)
-        segment, pieces = self.spec.build_segments(), {}
+        segment, texts = self.spec.build_segments(), {}
         for token in set(ids[mask].tolist()):
-            pieces[token] = self._tokenizer.decode([token], skip_special_tokens=True)
+            texts[token] = self._tokenizer.decode([token], skip_special_tokens=True)
         for row, (tokens, live) in enumerate(zip(ids.tolist(), mask, strict=True)):
-            numbers = segment([pieces[token] for token, keep in zip(tokens, live.tolist(), strict=True) if keep])
+            numbers = segment([texts[token] for token, keep in zip(tokens, live.tolist(), strict=True) if keep])
             found[row, live] = torch.tensor(numbers, dtype=ids.dtype, device=ids.device)
         return found
 
-    def _of_all(self, value: Any) -> Any:
-        """Rows of all processes, in their order, padded to the same width; a single number is everyone's."""
+    def _of_all(self, value: Any, *, left: bool = False) -> Any:
+        """Rows of all processes, in their order, padded to the same width (on the left); a number is everyone's."""
         if not isinstance(value, torch.Tensor):
             return value
         if value.dim() > 1:
-            value = self.accelerator.pad_across_processes(value, dim=1)
+            value = self.accelerator.pad_across_processes(value, dim=1, pad_first=left)
         return self.accelerator.gather(value).cpu()
 
-    def _write_samples(self, rewards: list[float], advantages: Tensor, mask: Tensor | None) -> None:
+    def _write_samples(
+        self,
+        texts: list[tuple[Any, Any]],
+        rewards: list[float],
+        advantages: Tensor,
+        ids: Tensor | None,
+        known: dict[str, Any],
+    ) -> None:
         """One group of every rollout, to read: `{stage, step, prompt, completion, reward, advantage}` a completion.
 
-        Where tokens have advantages of their own they stand in `advantages`, one a token, and `advantage` is their
-        mean. None is what the objective leaves out.
+        Where tokens have advantages of their own they stand in `advantages`, one a token, with the tokens' texts in
+        `pieces`, and `advantage` is their mean. None is what the objective leaves out. The first
+        `prefix_tokens` of a completion were given by a demonstration.
         """
-        by_token = None
-        if advantages.dim() == 2 and mask is not None:
-            by_token = [row[live].tolist() for row, live in zip(advantages, mask.bool(), strict=True)]
+        mask: Tensor | None = known.get("mask")
+        by_token = []
+        if mask is not None and ids is not None:
+            for tokens, values, live in islice(zip(ids, advantages, mask.bool(), strict=True), self.num_generations):
+                by_token.append((values[live].tolist(), pieces(tokens[live].tolist(), self._tokenizer)))
             advantages = masked_mean(advantages, mask, dim=1)
-        shown = zip(self._logs["prompt"], self._logs["completion"], rewards, advantages.tolist(), strict=True)
+        shown = zip(texts, rewards, advantages.tolist(), strict=True)
         rows = [
             {
                 "stage": self.run.stage.name,
@@ -260,10 +338,14 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
                 "reward": None if math.isnan(reward) else reward,
                 "advantage": None if math.isnan(advantage) else advantage,
             }
-            for prompt, completion, reward, advantage in islice(shown, self.num_generations)
+            for (prompt, completion), reward, advantage in islice(shown, self.num_generations)
         ]
-        for row, values in zip(rows, by_token or (), strict=False):
+        for row, (values, told) in zip(rows, by_token, strict=False):
             row["advantages"] = [None if math.isnan(value) else value for value in values]
+            row["pieces"] = told
+        if "prefix_mask" in known:
+            for row, given in zip(rows, known["prefix_mask"].sum(1).tolist(), strict=False):
+                row["prefix_tokens"] = given
         self.run.folder.append_samples(rows)
 
     # The objective
@@ -424,8 +506,10 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        folder = self.run.output / f"checkpoint-{self.state.global_step}"
+        if self._moving and (self.is_fsdp_enabled or self.accelerator.is_main_process):
+            save_file({name: own.cpu() for name, own in self._reference()}, folder / self._reference_file)
         if self._step % self.args.steps_per_generation:
-            folder = self.run.output / f"checkpoint-{self.state.global_step}"
             tensors = {
                 f"{number}.{name}": tensor.detach().cpu().clone()
                 for number, batch in enumerate(self._buffered_inputs)
@@ -436,6 +520,29 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     @property
     def _rollout_file(self) -> str:
         return f"rollout-{self.accelerator.process_index}.safetensors"
+
+    @property
+    def _moving(self) -> bool:
+        """Whether the reference model is not the model the stage starts from."""
+        return self.ref_model is not None and self.spec.ref_model_sync_steps is not None
+
+    @property
+    def _reference_file(self) -> str:
+        return f"reference-{self.accelerator.process_index if self.is_fsdp_enabled else 0}.safetensors"
+
+    def _reference(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights of the reference model that this process holds."""
+        for name, weight in self.ref_model.named_parameters():
+            data = weight.detach()
+            yield name, data.to_local() if isinstance(data, DTensor) else data
+
+    def _load_reference(self, checkpoint: Path) -> None:
+        """The reference model as it was at a checkpoint, if it moves."""
+        if not self._moving:
+            return
+        saved = load_file(checkpoint / self._reference_file)
+        for name, own in self._reference():
+            own.copy_(saved[name])
 
     def _load_rollout(self, checkpoint: Path) -> None:
         """The rollout a checkpoint fell into, if it did."""
@@ -462,92 +569,10 @@ class Completions:
         return self.forest.tokens
 
 
-def take(tensors: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Some rows of every tensor that has rows; what is a single number is kept, what is missing left out."""
-    return {
-        name: value[rows.to(value.device)] if value.ndim else value
-        for name, value in tensors.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def by_group(first: int, rows: int, group_size: int, key: tuple[int, ...]) -> Tensor:
-    """Row numbers with the groups in a random order and each group's rows together.
-
-    Args:
-        first: Number of this process's first row among the rows of all processes.
-        rows: Rows of this process.
-        group_size: Rows of a group; the first and the last group may lie partly on another process.
-        key: Of the random order.
-    """
-    groups = (first + np.arange(rows)) // group_size
-    order = np.random.default_rng(key).permutation(int(groups[-1] - groups[0] + 1))
-    return torch.from_numpy(np.argsort(order[groups - groups[0]], kind="stable"))
-
-
 def to_columns(batch: MicroBatch, values: Tensor, mask: Tensor) -> Tensor:
     """[M] values of the scored tokens in the places `mask` [B, T] marks, row by row; 0 elsewhere."""
     flat = values[batch.index[batch.index >= 0]]
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, flat)
-
-
-def plain(text: Any) -> str:
-    """A prompt or completion as one string: as it is, or the contents of its messages, one a line."""
-    return text if isinstance(text, str) else "\n".join(str(message["content"]) for message in text)
-
-
-class Scorer:
-    """The stage's reward as TRL calls it.
-
-    Args:
-        run: Of a stage that has a reward.
-
-    Raises:
-        SeqtuneError: There is no reward; when called: the reward fails or returns something unusable; names the row.
-    """
-
-    __name__ = "reward"  # TRL keys its records by it
-
-    def __init__(self, run: StageRun) -> None:
-        spec, objective = run.stage.reward, run.stage.objective
-        if spec is None:
-            raise SeqtuneError(
-                f"objective '{objective.name}' needs a reward", "reward", "choose one: reward=math_equiv"
-            )
-        self.name, self.reward = spec.name, spec.build()
-        self.ranks: int | None = getattr(objective, "ranks", None) if "rank_rewards" in objective.needs else None
-        self.by_rank: list[list[float]] = []
-        """What each rank of the last call's completions earned, NaN in a row without a score."""
-
-    def __call__(
-        self,
-        prompts: list[Any],
-        completions: list[Any],
-        completion_ids: Any,
-        trainer_state: Any,
-        log_extra: Any,
-        log_metric: Any,
-        **columns: list[Any],
-    ) -> list[float | None]:
-        texts = [plain(prompt) for prompt in prompts], [plain(completion) for completion in completions]
-        columns["completion_ids"] = completion_ids  # rewards may count tokens
-        if self.ranks is None:
-            return score(self.reward, *texts, columns, name=self.name)
-        found = score(self.reward, *texts, columns, name=self.name, vectors=True)
-        self.by_rank = [self._ranks_of(value) for value in found]
-        return [None if value is None else sum(self._ranks_of(value)) for value in found]
-
-    def _ranks_of(self, value: float | list[float] | None) -> list[float]:
-        if value is None:
-            return [math.nan] * (self.ranks or 0)
-        if not isinstance(value, list) or len(value) != self.ranks:
-            got = f"{len(value)} numbers" if isinstance(value, list) else "one number"
-            raise SeqtuneError(
-                f"reward '{self.name}' returned {got} a completion; the objective learns {self.ranks} ranks",
-                "objective.ranks",
-                "return a list of objective.ranks numbers, or choose another objective",
-            )
-        return value
 
 
 def trainer(run: StageRun) -> Policy:
@@ -568,6 +593,12 @@ def trainer(run: StageRun) -> Policy:
         )
     if not len(run.examples.train):
         raise SeqtuneError("there is no prompt to train on", "data", "give a data set with the column 'prompt'")
+    if "prefix_mask" in spec.needs and "completion" not in run.examples.train.column_names:
+        raise SeqtuneError(
+            f"objective '{spec.name}' learns from demonstrations, and the data has no column 'completion'",
+            "data.format",
+            "data.format=prompt_completion, or a column 'completion' beside the prompt",
+        )
     group_size: int = spec.group_size  # type: ignore[attr-defined]
     adapter = stage.peft.build()
     beta: float = spec.beta  # type: ignore[attr-defined]
@@ -587,7 +618,9 @@ def trainer(run: StageRun) -> Policy:
             temperature=rollout.temperature,
             top_p=rollout.top_p,
             top_k=rollout.top_k or 0,
-            beta=0.0,  # `Policy` holds the reference itself
+            beta=0.0,  # `Policy` holds the reference itself, and moves it
+            ref_model_sync_steps=spec.ref_model_sync_steps or 1,  # type: ignore[attr-defined]
+            ref_model_mixup_alpha=spec.ref_model_mixup_alpha,  # type: ignore[attr-defined]
             loss_type="grpo",  # `Policy` has its own loss; this is the choice of TRL that warns about nothing
             use_vllm=rollout.name == "vllm",
             vllm_mode=rollout.vllm_mode,

@@ -1,0 +1,84 @@
+"""A stage's reward as TRL calls it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from seqtune.errors import SeqtuneError
+from seqtune.rewards.combined import Combined
+from seqtune.rewards.score import score
+
+if TYPE_CHECKING:
+    from seqtune.training.common import StageRun
+
+
+def plain(text: Any) -> str:
+    """A prompt or completion as one string: as it is, or the contents of its messages, one a line."""
+    return text if isinstance(text, str) else "\n".join(str(message["content"]) for message in text)
+
+
+class Scorer:
+    """The stage's reward as TRL calls it.
+
+    Args:
+        run: Of a stage that has a reward.
+
+    Raises:
+        SeqtuneError: There is no reward; when called: the reward fails or returns something unusable; names the row.
+    """
+
+    __name__ = "reward"  # TRL keys its records by it
+
+    def __init__(self, run: StageRun) -> None:
+        spec, objective = run.stage.reward, run.stage.objective
+        if spec is None:
+            raise SeqtuneError(
+                f"objective '{objective.name}' needs a reward", "reward", "choose one: reward=math_equiv"
+            )
+        self.name, self.reward = spec.name, spec.build()
+        self.ranks: int | None = getattr(objective, "ranks", None) if "rank_rewards" in objective.needs else None
+        self.by_rank: list[list[float]] = []
+        """What each rank of the last call's completions earned, NaN in a row without a score."""
+        self.by_part: list[list[float]] = []
+        """What each part of a combined reward gave the last call's completions, as `Combined.columns`."""
+        self.weights: tuple[float, ...] = self.reward.column_weights if isinstance(self.reward, Combined) else ()
+        """Of these columns."""
+
+    def __call__(
+        self,
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: Any,
+        trainer_state: Any,
+        log_extra: Any,
+        log_metric: Any,
+        **columns: list[Any],
+    ) -> list[float | None]:
+        texts = [plain(prompt) for prompt in prompts], [plain(completion) for completion in completions]
+        columns["completion_ids"] = completion_ids  # rewards may count tokens
+        if isinstance(self.reward, Combined):
+            parts = self.reward.parts(*texts, **columns)
+            for part, values in parts.items():
+                for value in values:
+                    if value is not None:
+                        log_metric(f"reward/{part}/mean", value)
+            self.by_part = self.reward.columns(parts)
+            return self.reward.combined(parts)
+        if self.ranks is None:
+            return score(self.reward, *texts, columns, name=self.name)
+        found = score(self.reward, *texts, columns, name=self.name, vectors=True)
+        self.by_rank = [self._ranks_of(value) for value in found]
+        return [None if value is None else sum(self._ranks_of(value)) for value in found]
+
+    def _ranks_of(self, value: float | list[float] | None) -> list[float]:
+        if value is None:
+            return [math.nan] * (self.ranks or 0)
+        if not isinstance(value, list) or len(value) != self.ranks:
+            got = f"{len(value)} numbers" if isinstance(value, list) else "one number"
+            raise SeqtuneError(
+                f"reward '{self.name}' returned {got} a completion; the objective learns {self.ranks} ranks",
+                "objective.ranks",
+                "return a list of objective.ranks numbers, or choose another objective",
+            )
+        return value

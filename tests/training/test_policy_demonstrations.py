@@ -1,0 +1,236 @@
+"""Completions that go on from demonstrations: what they are given, what is learnt of it, and how a run goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from policy_stage import PROMPTS, SUMS, stage, stage_run
+from test_policy import ASCII_FIRST, first_gradients
+
+from seqtune.errors import SeqtuneError
+from seqtune.report.run_folder import RunFolder
+from seqtune.training.policy import Policy, trainer
+from seqtune.training.rollouts import Demonstrations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from seqtune.training.common import StageRun
+
+
+def scored(**changes: dict[str, Any]) -> Any:
+    objective = {"name": "prefix_rft", "group_size": 4, **changes.pop("objective", {})}
+    return stage(**{"reward": {"pattern": ASCII_FIRST}, "objective": objective, **changes})
+
+
+def half(run: StageRun, share: tuple[float, float] = (0.5, 0.5), limit: int = 6) -> Demonstrations:
+    return Demonstrations(run.tokenizer, lambda step: share, group_size=4, limit=limit, seed=0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+    return stage_run(tmp_path_factory.mktemp("run"), scored())
+
+
+def asked(run: StageRun, count: int = 8) -> tuple[Any, Any, Any]:
+    """Rows, prompts and places of the first `count` completions."""
+    rows = [run.examples.train[n // 4] for n in range(count)]
+    prompts = [run.tokenizer(row["prompt"])["input_ids"] for row in rows]
+    return rows, prompts, [(0, n // 4, n % 4) for n in range(count)]
+
+
+def test_a_demonstration_is_what_supervised_training_trains(run: StageRun) -> None:
+    rows, prompts, _ = asked(run, 1)
+    (found,) = half(run).tokens(rows, prompts)
+    assert found == [*run.tokenizer(SUMS[0], add_special_tokens=False)["input_ids"], run.tokenizer.eos_token_id]
+    assert half(run).tokens([{**rows[0], "completion": None}], prompts) == [[]]
+    assert half(run).tokens(rows, [[*prompts[0], 65]]) == [[]], "the demonstration does not follow this prompt"
+
+
+def test_a_demonstration_of_a_chat_is_in_the_template_of_answers(run: StageRun) -> None:
+    turns = [{"role": "user", "content": PROMPTS[0]}], [{"role": "assistant", "content": SUMS[0]}]
+    prompt = run.tokenizer.apply_chat_template(turns[0], add_generation_prompt=True, return_dict=False)
+    (found,) = half(run).tokens([{"prompt": turns[0], "completion": turns[1]}], [prompt])
+    assert run.tokenizer.decode(found) == f"{SUMS[0]}<|im_end|>"
+
+
+def test_only_the_last_of_each_group_is_given_something(run: StageRun) -> None:
+    """'It is 0.' and its end are 9 byte tokens; half of them are 4, all but the end are 8, of which 5 leave room."""
+    rows, prompts, places = asked(run)
+    wholes = half(run).tokens(rows, prompts)
+    given = half(run).beginnings(rows, prompts, places, 0)
+    assert [len(tokens) for tokens in given] == [0, 0, 0, 4, 0, 0, 0, 4]
+    assert given[3] == wholes[3][:4]
+    full = half(run, (1.0, 1.0), limit=99).beginnings(rows, prompts, places, 0)
+    assert full[3] == wholes[3][:8], "the end is left to the model"
+    assert len(half(run, (1.0, 1.0)).beginnings(rows, prompts, places, 0)[3]) == 5
+    assert half(run, (0.0, 0.0)).beginnings(rows, prompts, places, 0)[3] == wholes[3][:1]
+
+
+def test_the_share_is_drawn_between_its_ends_by_place_alone(run: StageRun) -> None:
+    drawn = Demonstrations(
+        run.tokenizer, lambda step: (0.2, 0.9) if step == 0 else (0.9, 0.9), group_size=4, limit=99, seed=0
+    )
+    row = {"prompt": "?", "completion": "x" * 99}
+    prompt = run.tokenizer("?")["input_ids"]
+    places = [(rollout, n, 3) for rollout in range(20) for n in range(20)]
+    lengths = [len(one) for one in drawn.beginnings([row] * 400, [prompt] * 400, places, 0)]
+    assert min(lengths) in (20, 21)
+    assert max(lengths) in (88, 89)
+    assert abs(sum(lengths) / 400 - 55) < 3
+    assert [len(one) for one in drawn.beginnings([row] * 5, [prompt] * 5, places[7:12], 0)] == lengths[7:12]
+    assert {len(one) for one in drawn.beginnings([row] * 5, [prompt] * 5, places[7:12], 1)} == {90}
+
+
+def test_completions_go_on_from_their_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer(stage_run(tmp_path, scored(train={"batch_size": 16})))
+    first_gradients(one, monkeypatch)
+    (rows,) = one._buffered_inputs
+    prefix, mask = rows["prefix_mask"], rows["completion_mask"].bool()
+    assert int(prefix.any(1).sum()) == 4, "one completion of each group"
+    assert (prefix & ~mask).sum() == 0
+    for row in prefix.any(1).nonzero().flatten().tolist():
+        number = PROMPTS.index(text(one, rows["prompt_ids"][row][rows["prompt_mask"][row].bool()]))
+        given = rows["completion_ids"][row][prefix[row]]
+        assert SUMS[number].startswith(text(one, given))
+        assert 1 <= len(given) <= 5 < int(mask[row].sum()) + 1
+    metrics = RunFolder(tmp_path).samples()
+    assert [sample["prefix_tokens"] > 0 for sample in metrics] == [False, False, False, True]
+    assert metrics[3]["completion"].startswith(SUMS[PROMPTS.index(metrics[3]["prompt"])][: metrics[3]["prefix_tokens"]])
+
+
+def text(one: Policy, ids: torch.Tensor) -> str:
+    return str(one._tokenizer.decode(ids))
+
+
+def test_the_reward_sees_the_whole_text_and_demonstrations_are_counted(tmp_path: Path) -> None:
+    one = trainer(stage_run(tmp_path, scored(train={"batch_size": 16, "max_steps": 1})))
+    seen: list[str] = []
+
+    def reward(completions: list[str], **others: Any) -> list[float]:
+        seen.extend(completions)
+        return [float("It" in completion) for completion in completions]
+
+    one.reward_funcs = [reward]
+    one.train()
+    assert [completion.startswith("I") for completion in seen].count(True) >= 4
+    (row,) = RunFolder(tmp_path).metrics()
+    assert row["rollout/demonstrations"] == 1
+    assert 1 <= row["rollout/prefix_tokens"] <= 5
+    assert row["policy/ratio_mean"] == pytest.approx(1, abs=1e-6)
+
+
+def gradient_of(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, **objective: Any) -> tuple[Any, Any]:
+    run = stage_run(tmp_path / name, scored(objective=objective, train={"batch_size": 16}))
+    return (one := trainer(run)), first_gradients(one, monkeypatch)
+
+
+def test_without_a_demonstration_it_is_the_same_objective_on_plain_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """p = 0: Dr. GRPO with the dual clip, on G completions of the model's own."""
+    made = scored(train={"batch_size": 16})
+    run = stage_run(tmp_path / "none", made)
+    without = run.examples.train.remove_columns("completion").add_column("completion", [None] * 16)
+    one = trainer(replace(run, examples=replace(run.examples, train=without)))
+    found = first_gradients(one, monkeypatch)
+    assert not one._buffered_inputs[0]["prefix_mask"].any()
+    plain = {"name": "policy", "group_size": 4, "advantage": "centered", "aggregation": "constant", "bound": 3.0}
+    other = trainer(stage_run(tmp_path / "plain", scored(objective=plain, train={"batch_size": 16})))
+    wanted = first_gradients(other, monkeypatch)
+    assert any(gradient.any() for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_with_nothing_kept_demonstrations_are_context_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, _ = gradient_of(tmp_path, "none", monkeypatch, prefix_keep=0.0)
+    (rows,) = one._buffered_inputs
+    assert not rows["advantages"][rows["prefix_mask"]].any()
+    one, _ = gradient_of(tmp_path, "all", monkeypatch, prefix_keep=1.0)
+    (rows,) = one._buffered_inputs
+    hybrid = rows["prefix_mask"].any(1)
+    for advantages, mask in zip(rows["advantages"][hybrid], rows["completion_mask"][hybrid].bool(), strict=True):
+        assert len(set(advantages[mask].tolist())) == 1, "every token has its completion's advantage"
+    assert rows["advantages"][rows["prefix_mask"]].any()
+
+
+def test_the_gradient_does_not_depend_on_the_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for batch_size, accumulate in ((16, 1), (4, 4)):
+        train = {"batch_size": batch_size, "accumulate": accumulate}
+        one = trainer(stage_run(tmp_path / f"{batch_size}", scored(train=train, objective={"prefix_keep": 0.5})))
+        found.append(first_gradients(one, monkeypatch))
+    assert any(gradient.any() for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_stale_updates_leave_the_ratio_of_demonstrations_at_one(tmp_path: Path) -> None:
+    """Two updates of one rollout with an enormous learning rate: sampled tokens move, given ones do not."""
+    made = scored(rollout={"updates": 2}, train={"max_steps": 2, "learning_rate": 0.05, "batch_size": 8})
+    one = trainer(stage_run(tmp_path, made))
+    ratios: list[torch.Tensor] = []
+    original = one.objective
+
+    def watched(logps: Any, old_logps: Any, *others: Any, prefix_mask: Any, **more: Any) -> Any:
+        old = torch.where(prefix_mask, logps.detach(), old_logps)
+        ratios.append((logps.detach() - old)[prefix_mask].abs().max())
+        assert old_logps.shape == prefix_mask.shape
+        return original(logps, old_logps, *others, prefix_mask=prefix_mask, **more)
+
+    one.objective = watched
+    one.train()
+    assert [float(ratio) for ratio in ratios] == [0.0, 0.0]
+    rows = RunFolder(tmp_path).metrics()
+    assert abs(rows[1]["policy/ratio_mean"] - 1) > 1e-4
+
+
+def test_a_run_goes_on_within_a_rollout(tmp_path: Path) -> None:
+    """Three updates a rollout, a checkpoint after the second: the rest is the same, prefix and all."""
+
+    def told(folder: Path, save_every: int | None) -> list[dict[str, Any]]:
+        train = {"max_steps": 5, "save_every": save_every, "keep_checkpoints": 9, "learning_rate": 0.01}
+        run = stage_run(folder, scored(rollout={"updates": 3}, train=train))
+        trainer(run).train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in RunFolder(folder).metrics()]
+
+    whole = told(tmp_path / "one", 2)
+    output = tmp_path / "one" / "checkpoints" / "policy"
+    for late in output.glob("checkpoint-4*"):
+        late.rename(tmp_path / late.name)
+    folder = RunFolder(tmp_path / "one")
+    marker = json.loads((output / "checkpoint-2" / "complete.json").read_text())
+    folder.truncate_metrics(marker["metrics"])
+    assert told(tmp_path / "one", 2) == whole
+    assert len(whole) == 5
+
+
+def test_data_without_demonstrations_is_refused(tmp_path: Path) -> None:
+    run = stage_run(tmp_path, scored())
+    bare = replace(run, examples=replace(run.examples, train=run.examples.train.remove_columns("completion")))
+    with pytest.raises(SeqtuneError, match="learns from demonstrations, and the data has no column 'completion'"):
+        trainer(bare)
+
+
+def test_an_engine_that_answers_with_nothing_ends_the_completion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E3: every completion has a token; here that of the end, or what it was given and that."""
+    one = trainer(stage_run(tmp_path, scored(train={"batch_size": 16})))
+    monkeypatch.setattr(one, "_sample", lambda prompts, *others: ([[]] * len(prompts), [[]] * len(prompts)))
+    monkeypatch.setattr(one, "_places", lambda rows: [(0, row // 4, row % 4) for row in range(rows)])
+    one._rows = [one.train_dataset[row // 4] for row in range(8)]
+    prompts = [one._tokenizer(row["prompt"])["input_ids"] for row in one._rows]
+    ids, known = one._generate_single_turn(prompts, None, {}, 4)
+    end = one.eos_token_ids[0]
+    assert ids[:3] == [[end]] * 3
+    assert ids[3][-1] == end
+    assert len(ids[3]) > 1
+    assert known is not None
+    assert [len(row) for row in known] == [len(row) for row in ids]
+    assert set(known[3]) == {None}, "no engine's log-probs on what was given"
