@@ -1,4 +1,4 @@
-"""Writes the gradients of two policy steps: `OUT OBJECTIVE AGGREGATION PROCESSES`, alone or launched.
+"""Writes the gradients of two policy steps of each objective into folders of its name: `OUT PROCESSES`.
 
 A step has the same 16 completions whatever the number of processes.
 """
@@ -32,23 +32,35 @@ class Capture(TrainerCallback):
         )
 
 
-def main(out: str, objective: str, aggregation: str, processes: str) -> None:
-    """Train two steps; the first process writes gradients, metrics and samples into `out`."""
-    count = int(processes)
+OBJECTIVES: list[dict[str, Any]] = [
+    {"name": "gspo"},
+    {"name": "grpo", "aggregation": "token_mean"},
+    {"name": "tempo"},
+    {"name": "prefix_rft", "prefix_keep": 0.5},
+    {"name": "policy", "sampling_rounds": 4},
+]
+
+
+def main(out: str, processes: str) -> None:
+    """Train two steps of each; the first process writes gradients, metrics and samples."""
+    for objective in OBJECTIVES:
+        train(Path(out) / objective["name"], objective, int(processes))
+
+
+def train(out: Path, objective: dict[str, Any], count: int) -> None:
     one = stage(
-        objective={"name": objective, "aggregation": aggregation, "beta": 0.0},
-        reward={"pattern": r"(?s)[\x00-\x7f].*"},
+        objective={"beta": 0.0, **objective},
+        reward={"pattern": r"(?s)[\x00-\x3f].*"},  # a quarter of the completions match: some groups are all wrong
         train={"batch_size": 8 // count, "accumulate": 2, "max_steps": 2, "learning_rate": 1e-4, "max_grad_norm": 1e9},
         parallel=Single() if count == 1 else Ddp(processes=count),
     )
-    run = stage_run(Path(out), one)
-    made = trainer(run)
+    made = trainer(stage_run(out, one))
     made.eos_token_ids = [258, *range(0, 256, 8)]  # completions end early, at different lengths
     capture = Capture()
     made.add_callback(capture)
     made.train()
     if int(os.environ.get("RANK", "0")) == 0:
-        torch.save(capture.steps, Path(out) / "gradients.pt")
+        torch.save(capture.steps, out / "gradients.pt")
 
 
 if __name__ == "__main__":

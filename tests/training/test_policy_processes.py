@@ -6,34 +6,39 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from policy_processes import OBJECTIVES
 
 from seqtune.parallel.launch import launch
 from seqtune.report.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 HERE = Path(__file__).parent
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("objective", "aggregation"), [("gspo", "sequence_mean"), ("grpo", "token_mean"), ("tempo", "token_mean")]
-)
-def test_two_processes_equal_one(
-    objective: str, aggregation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    words = [objective, aggregation]
-    subprocess.run(
-        [sys.executable, "-m", "policy_processes", str(one), *words, "1"], check=True, env=os.environ, timeout=300
-    )
-    launch("policy_processes", [str(two), *words, "2"], processes=2, log=tmp_path / "log", receive=lambda message: None)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """What one process wrote, and what two did."""
+    place = tmp_path_factory.mktemp("processes")
+    one, two = place / "one", place / "two"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        command = [sys.executable, "-m", "policy_processes", str(one), "1"]
+        subprocess.run(command, check=True, env=os.environ, timeout=300)
+        launch("policy_processes", [str(two), "2"], processes=2, log=place / "log", receive=lambda message: None)
+        yield one, two
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: str(objective["name"]))
+def test_two_processes_equal_one(objective: dict[str, Any], runs: tuple[Path, Path]) -> None:
+    one, two = (folder / objective["name"] for folder in runs)
     single, double = (torch.load(folder / "gradients.pt", weights_only=True) for folder in (one, two))
     assert len(single) == len(double) == 2
     for ours, theirs in zip(double, single, strict=True):
@@ -46,3 +51,7 @@ def test_two_processes_equal_one(
     alone_rows, together_rows = (RunFolder(folder).metrics() for folder in (one, two))
     for key in ("reward/mean", "reward/std", "tokens", "completions/mean_length", "completions/clipped_ratio"):
         assert [row[key] for row in alone_rows] == pytest.approx([row[key] for row in together_rows], abs=1e-6), key
+    if "sampling_rounds" in objective:
+        rounds = [row["rollout/rounds"] for row in alone_rows]
+        assert max(rounds) > 1
+        assert [row["rollout/rounds"] for row in together_rows] == rounds
