@@ -56,6 +56,9 @@ def batch(stage: Stage) -> dict[str, Any]:
             "completions a rollout": completions,
             "new tokens a step, at most": rows * stage.rollout.max_new_tokens,
         }
+    if stage.data.format == "groups" and objective.family not in ("preference", "reward"):
+        texts = getattr(objective, "sampling", "all") != "all"
+        return {f"{'texts' if texts else 'groups'} a step": rows}
     unit, copies = ("rows", 1) if objective.family == "sft" else ("pairs", 2)
     if stage.packing.order.name in BY_TOKENS:
         return {"tokens a step, at most": rows * stage.packing.capacity, f"{unit} a micro-batch": train.batch_size}

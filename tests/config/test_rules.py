@@ -33,8 +33,9 @@ BROKEN = [
     ("gspo_tiny", ["objective=foresight"], "objective 'foresight' needs a low-level", "reward.name", "another"),
     ("gspo_tiny", ["objective=searcher"], "objective 'searcher' needs completions that call tools", "rollout.name",
      "another objective"),
-    ("gspo_tiny", ["objective=dagrpo", "objective.anchors=true"], "objective 'dagrpo' needs demonstrations in groups",
-     "rollout.name", "another objective"),
+    ("gspo_tiny", ["objective=dagrpo", "objective.anchors=true", "objective.beta=0.1", "objective.kl_in=reward"],
+     "objective.kl_in=reward takes the KL of a completion off its reward", "objective.anchors: command line",
+     "objective.kl_in=loss"),
     ("gspo_tiny", ["objective=ts_grpo", "objective.plan_advantage=own"], "objective 'ts_grpo' needs a reward of the "
      "plan", "reward.name", "objective.plan_advantage=answer"),
     ("gspo_tiny", ["objective=policy", "objective.advantage=columns"], "objective 'policy' needs several rewards kept",
@@ -85,6 +86,15 @@ BROKEN = [
     ("gspo_tiny", ["peft=lora", "peft.targets=[q_proj,lm_head]"],
      "objective 'gspo' reads log-probs through a fused LM head, which an adapter on lm_head bypasses",
      "peft.targets: command line", "leave lm_head out of peft.targets"),
+    ("sft_tiny", ["objective.aggregation=sequence_mean", "packing=wrapped"],
+     "objective.aggregation=sequence_mean weighs whole documents, and packing 'wrapped' cuts them",
+     "objective.aggregation", "packing=best_fit"),
+    ("sft_tiny", ["objective.aggregation=sequence_mean", "packing.on_overflow=split"],
+     "objective.aggregation=sequence_mean weighs whole documents, and packing.on_overflow=split",
+     "packing.on_overflow", "packing.on_overflow=truncate"),
+    ("sft_tiny", ["objective.aggregation=sequence_mean", "packing.attention=causal"],
+     "objective.aggregation=sequence_mean weighs documents, and packing.attention=causal",
+     "packing.attention", "packing.attention=document"),
     ("gspo_tiny", ["packing=best_fit"],
      "objective 'gspo' batches padded pairs or completions; packing 'best_fit' "
      "would not be used", "packing.name", "packing=none"),
@@ -135,6 +145,26 @@ BROKEN = [
      "command line", "leave"),
     ("sft_tiny", ["train.epochs=2"],
      "train.epochs: nothing reads it; train.max_steps=60 decides", "command line", "leave"),
+    ("offline_tiny", ["~reward"], "objective 'a_lol' samples completions and scores them, but there is no reward",
+     "objective.value: default", "reward=math_equiv, or objective.value=group_mean"),
+    ("offline_tiny", ["rollout=vllm"], "objective.value=fit samples with the model that is loaded", "rollout.name",
+     "rollout=transformers"),
+    ("offline_tiny", ["objective.value=group_mean", "objective.value_samples=2"],
+     "objective.value_samples: nothing reads it; objective.value=group_mean samples nothing", "command line", "leave"),
+    ("offline_tiny", ["rollout.updates=2"], "rollout.updates: nothing reads it; objective 'a_lol' samples once",
+     "command line", "leave"),
+    ("offline_tiny", ["objective=slic", "objective.calibration=reward", "objective.margin=2"],
+     "objective.margin: nothing reads it; objective.calibration=reward has no margin", "command line", "leave"),
+    ("offline_tiny", ["objective=tempo", "rollout.temperature=0.9"], "rollout.temperature: nothing reads it; objective "
+     "'tempo' samples no completions; data of the format 'groups' holds them", "command line", "leave"),
+    ("offline_tiny", ["objective=tempo", "objective.group_size=4"], "objective.group_size: nothing reads it",
+     "command line", "leave"),
+    ("offline_tiny", ["objective=tempo", "objective.advantage=batch_std"], "objective.advantage=batch_std compares "
+     "with a whole batch", "objective.advantage: command line", "objective.advantage=group"),
+    ("offline_tiny", ["data.pairs=all"], "data.pairs: nothing reads it", "command line", "leave"),
+    ("dpo_tiny", ["data.pairs=all"], "data.pairs: nothing reads it", "command line", "leave"),
+    ("sft_tiny", ["data=template_groups"], "objective 'sft' cannot use data of the format 'groups'", "data.format",
+     "text or prompt_completion or messages"),
     ("quickstart", ["stages.gspo.model.layers=2"], "model.layers: stage 'gspo' names another model than 'sft'",
      "command line (stage gspo)", "leave the model of a later stage as it is"),
     ("quickstart", ["stages.sft=['objective=reward','data=template_pairs','packing=none']"],
@@ -170,6 +200,7 @@ def test_a_combination_that_cannot_run_is_refused(
         ("gspo_tiny", ["objective=rank_grpo", "reward=list_ndcg", "reward.output=exp_inf"]),
         ("gspo_tiny", ["objective=espo_entropy", "objective.grouping=bins", "objective.bins=3"]),
         ("gspo_tiny", ["objective=prefix_rft"]),
+        ("gspo_tiny", ["objective=dagrpo", "objective.anchors=true"]),
         (
             "gspo_tiny",
             ["objective=policy", "objective.advantage=columns", "reward=combined", "+reward.parts.a.name=exact"],
@@ -188,6 +219,12 @@ def test_a_combination_that_cannot_run_is_refused(
         ("sft_tiny", ["reward.timeout=2"]),
         ("sft_tiny", ["model.heads=8", "model.kv_heads=8"]),
         ("dpo_tiny", ["packing.capacity=64"]),
+        ("dpo_tiny", ["data=template_groups", "data.pairs=all"]),
+        ("offline_tiny", ["~rollout", "~reward", "objective.value=group_mean"]),
+        ("offline_tiny", ["rollout.temperature=0.9", "objective.value_samples=2"]),
+        ("offline_tiny", ["objective=tempo", "packing.capacity=256", "packing.on_overflow=drop"]),
+        ("offline_tiny", ["objective=slic", "objective.calibration=list", "objective.margin=2"]),
+        ("offline_tiny", ["eval=greedy"]),
         ("quickstart", ["rollout.temperature=0.9"]),
         ("quickstart", ["stages.gspo.model.attention=eager"]),
     ],
@@ -196,10 +233,39 @@ def test_its_neighbours_are_allowed(recipe: str, words: list[str]) -> None:
     assert read(compose(words, recipe)).stages
 
 
-@pytest.mark.parametrize("name", ["a_lol", "a_lol_ref_free", "a_lol_seq", "a_lol_kl"])
-def test_an_offline_objective_does_not_run_on_rollouts(name: str) -> None:
-    with pytest.raises(SeqtuneError, match=f"objective '{name}' needs"):
+@pytest.mark.parametrize("name", ["a_lol", "a_lol_ref_free", "a_lol_seq", "a_lol_kl", "slic"])
+def test_an_offline_objective_learns_from_groups_alone(name: str) -> None:
+    with pytest.raises(SeqtuneError, match=f"objective '{name}' cannot use data of the format 'prompt_completion'"):
         read(compose([f"objective={name}"], "gspo_tiny"))
+    (stage,) = read(compose([f"objective={name}"], "offline_tiny")).stages
+    assert (stage.rollout is not None) == (name != "slic")
+
+
+GROUPED = [name for name in OBJECTIVES if OBJECTIVES.load(name)(name=name).family in ("policy", "preference", "reward")]
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups_feed_every_objective_or_say_what_they_lack(name: str) -> None:
+    """What takes rewards and token ids alone reads groups; the rest is refused for what only sampling gives."""
+    lacking = {
+        "dapo": "the most tokens a completion could have had",
+        "rloo": "log-probs under the policy that sampled",
+        "reinforce_pp": "log-probs under the policy that sampled",
+        "minirl": "log-probs under the engine that sampled",
+        "espo_entropy": "entropies of the policy that sampled",
+        "rank_grpo": "a reward for each line of a completion",
+        "prefix_rft": "completions that go on from a demonstration's beginning",
+        "foresight": "a low-level model",
+        "searcher": "completions that call tools",
+    }
+    words = [f"objective={name}", "data=template_groups"]
+    if name not in lacking:
+        (stage,) = read(compose(words, "offline_tiny")).stages
+        assert stage.rollout is None
+        return
+    with pytest.raises(SeqtuneError) as caught:
+        read(compose(words, "offline_tiny"))
+    assert any(lacking[name] in one.problem for one in caught.value.problems), [str(caught.value)]
 
 
 def test_every_input_an_objective_needs_is_known_to_the_rules() -> None:

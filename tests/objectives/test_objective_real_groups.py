@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fixture_f1 import near
 from torch import Tensor
 
 from seqtune.config.axes import TinyModelSpec
@@ -16,33 +15,11 @@ from seqtune.objectives.advantages import group
 from seqtune.objectives.credit import tree
 from seqtune.objectives.methods import ALol, ALolKl, ALolRefFree, ALolSeq, Tempo
 from seqtune.objectives.offline import fit_value, leftover_advantages, priorities
-from seqtune.objectives.ranking import slic_rank_loss
+from seqtune.objectives.ranking import slic_loss
 from seqtune.objectives.specs import Dpo
 
 QUESTIONS, GROUP, TOKENS = 6, 5, 160
 SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-
-
-def test_worked_slic_rank() -> None:
-    """log π [-4, -3.5, -6], scores [.9, .6, .3], margin 1: pairs 1.5, 0, 0: mean .5. With the first two alone 1.5."""
-    logps, scores = torch.tensor([[-4.0, -3.5, -6.0]]), torch.tensor([[0.9, 0.6, 0.3]])
-    loss, metrics = slic_rank_loss(logps, scores, denominator=1)
-    near(loss, 0.5)
-    near(metrics["rank/accuracy"], 2 / 3)
-    near(slic_rank_loss(logps[:, :2], scores[:, :2], denominator=1)[0], 1.5)
-    near(slic_rank_loss(logps + 7, scores, denominator=1)[0], 0.5)
-
-
-def test_pairs_in_order_and_ties_have_no_gradient() -> None:
-    logps = torch.tensor([[-1.0, -5.0], [-2.0, -1.0]], requires_grad=True)
-    scores = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-    loss, metrics = slic_rank_loss(logps, scores, denominator=2)
-    (gradient,) = torch.autograd.grad(loss, logps)
-    assert loss == 0
-    assert not gradient.any()
-    assert metrics["rank/tied"] == 0.5
-    unscored = slic_rank_loss(logps, torch.tensor([[1.0, torch.nan], [0.0, 1.0]]), denominator=2)[0]
-    assert unscored == 0
 
 
 class Groups:
@@ -136,9 +113,9 @@ def test_dpo_and_ranking_set_right_above_wrong(groups: Groups) -> None:
     assert losses[-1] < losses[0]
 
     def rank() -> Tensor:
-        return slic_rank_loss(groups.sums().reshape(QUESTIONS, GROUP), groups.correct, denominator=QUESTIONS)[0]
+        return slic_loss(groups.sums().reshape(QUESTIONS, GROUP), groups.correct, denominator=QUESTIONS)[0]
 
-    before = slic_rank_loss(start.reshape(QUESTIONS, GROUP), groups.correct, denominator=QUESTIONS)
+    before = slic_loss(start.reshape(QUESTIONS, GROUP), groups.correct, denominator=QUESTIONS)
     losses = groups.learn(rank, steps=6)
     assert losses[-1] < float(before[0])
 

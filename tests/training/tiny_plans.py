@@ -7,12 +7,14 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqtune.config.axes import DataSpec, EvalSpec, TinyModelSpec, TrainSpec
 from seqtune.config.plan import Plan, Stage
 from seqtune.config.reading import dump, load
+from seqtune.objectives.methods import ALol, ALolKl, ALolSeq, Slic, Tempo
 from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.parallel.specs import Single
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
     from seqtune.report.events import Event
 
 MODEL = TinyModelSpec(name="tiny", hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=64)
-OBJECTIVES: dict[str, Any] = {"sft": Sft, "dpo": Dpo, "kto": Kto, "reward": Reward}
+OBJECTIVES: dict[str, Any] = {
+    **{"sft": Sft, "dpo": Dpo, "kto": Kto, "reward": Reward, "slic": Slic, "tempo": Tempo},
+    **{kind.model_fields["name"].default: partial(kind, value="group_mean") for kind in (ALol, ALolSeq, ALolKl)},
+}
+FROM_GROUPS = ("slic", "tempo", "a_lol", "a_lol_seq", "a_lol_kl")
 
 
 def write_data(folder: Path, rows: int = 24) -> Path:
@@ -36,6 +42,8 @@ def write_data(folder: Path, rows: int = 24) -> Path:
             "completion": f"{2 * n + 1}" + "." * (n % 4),
             "chosen": f"{2 * n + 1}",
             "rejected": f"{2 * n}, roughly" + "?" * (n % 3),
+            "completions": [f"{2 * n + 1}", f"{2 * n}, roughly" + "?" * (n % 3), f"{2 * n + 1}.", f"{n}"][: 3 + n % 2],
+            "scores": [1.0, 0.0, 0.5, 0.25][: 3 + n % 2],
         }
         for n in range(rows)
     ]
@@ -46,7 +54,7 @@ def write_data(folder: Path, rows: int = 24) -> Path:
 def stage(kind: str, source: Path, *, name: str | None = None, **given: Any) -> Stage:
     """One stage; `train` adds to the defaults, the other axes replace them."""
     train = {"learning_rate": 1e-3, "batch_size": 2, "accumulate": 2, "max_steps": 6, **given.pop("train", {})}
-    form = "prompt_completion" if kind == "sft" else "preference"
+    form = "prompt_completion" if kind == "sft" else "groups" if kind in FROM_GROUPS else "preference"
     axes: dict[str, Any] = {
         "model": MODEL,
         "data": DataSpec(path=str(source), format=form, eval_size=4),

@@ -65,6 +65,9 @@ class _DataSpec(Spec):
     """Seed of the train/held-out split, of shuffling and of generated problems."""
     chat: bool = False
     """Render prompts (and completions) as user and assistant turns of the tokenizer's chat template."""
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Pairs that groups of scored completions give objectives that learn from pairs: the best with the worst of each
+    group, or every two with different scores."""
 
 
 class DataSpec(_DataSpec):
@@ -77,8 +80,10 @@ class DataSpec(_DataSpec):
     Read instead of `name` when both are given."""
     format: Format = "text"
     """What an example holds; `seqtune list formats` describes each."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Where the format's fields are found: `{prompt: question, completion: answer}`."""
+    columns: dict[str, str | tuple[str | float, ...]] = Field(default_factory=dict)
+    """Where the format's fields are found: `{prompt: question, completion: answer}`; `a.b` is the field b of the object
+    a. The lists of a group may be gathered: `{completions: [gold, model.text], scores: [1, model.right]}`, where a
+    number stands for itself."""
     answer_pattern: str | None = None
     """Regular expression whose first group, searched in the answer column, is the answer (`#### (.+)` for GSM8K)."""
     split: str = "train"
@@ -97,8 +102,10 @@ class TemplateMathSpec(_DataSpec):
     """Word and arithmetic problems from parameterised templates, with worked steps and exact answers."""
 
     name: Literal["template_math"]
-    format: Literal["prompt_completion", "preference"] = "prompt_completion"
-    """`prompt_completion`: the worked answer; `preference`: the worked answer against one with a wrong result."""
+    format: Literal["prompt_completion", "preference", "groups"] = "prompt_completion"
+    """`prompt_completion`: the worked answer; `preference`: the worked answer against one with a wrong result;
+    `groups`: the answer with and without its steps, scored 1, with a wrong result and without the last step, scored
+    0."""
     size: int = Field(4096, ge=1)
     """Training problems."""
     eval_size: int = Field(500, ge=0)

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from seqtune.config.axes import DataSpec, EvalSpec, ModelSpec, RolloutSpec, Temp
 from seqtune.config.mixture import MixtureSpec
 from seqtune.config.plan import REGISTERED, Plan, Stage
 from seqtune.config.provenance import MISSING, Composed, ComposedStage, Origin, leaves
-from seqtune.config.rules import between_stages, evaluating, training, unread
+from seqtune.config.rules import between_stages, evaluating, samples, training, unread
 from seqtune.errors import Problem, SeqtuneError, did_you_mean
 from seqtune.registry import Registry
 from seqtune.registry import load as load_target
@@ -132,8 +132,8 @@ def _stage(given: ComposedStage, problems: list[_Found]) -> Stage | None:
             problems.append(_Found(axis, f"{axis}: the recipe chooses none", f"choose one: {axis}=NAME"))
     if problems or given.unread:
         return None
-    objective: Any = specs["objective"]
-    if objective.family != "policy":
+    objective, data = cast("Any", specs["objective"]), cast("Any", specs["data"])
+    if not samples(objective, data):
         specs.pop("rollout", None)
     try:
         return Stage(name=given.name or objective.name, **specs)

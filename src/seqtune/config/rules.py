@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from seqtune.config.plan import Stage
     from seqtune.config.provenance import ComposedStage
+    from seqtune.config.spec import ObjectiveSpec
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,11 @@ INPUTS: dict[str, str] = {
     "rank_rewards": "a reward for each line of a completion",
     "plan_rewards": "a reward of the plan beside that of the answer",
     "prefix_mask": "",
-    "anchors": "demonstrations in groups without a success",
     "executions": "a low-level model that executes each completion",
     "format_scores": "a score of each completion's form beside its reward",
     "judge_scores": "a judge's score of each completion beside its reward",
     "calls": "completions that call tools, and how often each did",
     "memory_mask": "correct answers rewritten without what was retrieved",
-    "scored_texts": "training on scored completions of a file, without rollouts",
-    "reference_values": "the reward the reference model is expected to earn for each prompt",
 }
 """What an objective may need beyond what its family is always called with, by the name a spec uses: what it is, in
 words. Without words: the policy trainer has it of every rollout."""
@@ -69,16 +67,32 @@ HEADS = {
     "plan_rewards": "reward",
     "format_scores": "reward",
     "judge_scores": "reward",
-    "scored_texts": "data",
-    "reference_values": "data",
 }
 """The axis each input would come from; the others come from the rollout."""
+
+RECORDED = frozenset({"mask", "completion_ids", "ended", "segments"})
+"""What there is of the completions of a group in the data; the others of a rollout come from sampling."""
+
+UNRECORDED = {
+    "limit": "the most tokens a completion could have had",
+    "old_logps": "log-probs under the policy that sampled",
+    "ref_logps": "log-probs under the policy that sampled",
+    "sampler_logps": "log-probs under the engine that sampled",
+    "entropies": "entropies of the policy that sampled",
+    "prefix_mask": "completions that go on from a demonstration's beginning",
+}
+"""The others, in words."""
 
 INSTEAD = {
     "plan_rewards": "objective.plan_advantage=answer gives the plan the advantage of the answer",
     "reward_columns": "reward=combined has parts; objective.advantage=group takes the one reward there is",
 }
 """What to choose where an input is missing."""
+
+
+def samples(objective: ObjectiveSpec, data: Any) -> bool:
+    """Whether a stage samples completions: a policy does, unless its groups are in the data."""
+    return objective.samples_reference or (objective.family == "policy" and data.format != "groups")
 
 
 def training(stage: Stage, given: ComposedStage) -> Iterator[Violation]:
@@ -155,6 +169,9 @@ OBJECTIVE_READS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "rejection_threshold": ("rejection", ("sum", "mean", "max"), "objective.rejection={} leaves nothing out"),
     "share": ("grouping", ("share",), "objective.grouping={} has bins"),
     "bins": ("grouping", ("bins",), "objective.grouping={} has a share"),
+    "margin": ("calibration", ("rank", "margin", "list"), "objective.calibration={} has no margin"),
+    "value_samples": ("value", ("fit",), "objective.value={} samples nothing"),
+    "value_prompts": ("value", ("fit",), "objective.value={} samples nothing"),
 }
 """Fields of policy objectives that are read only where another field has one of the values; and why not else."""
 
@@ -170,18 +187,25 @@ def _idle(path: str, stage: Stage) -> str | None:
     axis, _, field = path.partition(".")
     family, objective = stage.objective.family, stage.objective
     if axis == "rollout":
-        if family != "policy":
-            return f"objective '{objective.name}' samples no completions"
+        if not samples(objective, stage.data):
+            held = "; data of the format 'groups' holds them" if family == "policy" else ""
+            return f"objective '{objective.name}' samples no completions{held}"
+        if family != "policy" and field in ("updates", "vllm_mode", "vllm_memory"):
+            return f"objective '{objective.name}' samples once, with the model it starts from"
         if field.startswith("vllm_") and stage.rollout is not None and stage.rollout.name != "vllm":
             return f"rollout '{stage.rollout.name}' is not vllm"
     if axis == "packing" and family != "sft":
         if field in ("attention", "seed") or field.startswith("order"):
             return f"objective '{objective.name}' packs no rows"
-        if family == "policy" and field in ("capacity", "on_overflow"):
+        if family == "policy" and stage.data.format != "groups" and field in ("capacity", "on_overflow"):
             return f"rollout.max_new_tokens bounds the completions of objective '{objective.name}'"
     own_samples = stage.rollout is not None and stage.rollout.name == "transformers"
     if axis == "objective" and field.startswith(("correction", "rejection")) and own_samples:
         return "rollout 'transformers' samples with the model that trains, so there is nothing to correct"
+    if path == "data.pairs" and (stage.data.format != "groups" or family not in ("preference", "reward")):
+        return "only objectives that learn from pairs make pairs, and of groups"
+    if axis == "objective" and field == "group_size" and stage.data.format == "groups":
+        return "data of the format 'groups' has groups of its own sizes"
     if axis == "objective" and field in OBJECTIVE_READS:
         other, values, why = OBJECTIVE_READS[field]
         if getattr(objective, other, values[0]) not in values:
@@ -190,6 +214,9 @@ def _idle(path: str, stage: Stage) -> str | None:
         return "objective.beta=0 keeps no reference model"
     if path == "objective.ref_model_mixup_alpha" and getattr(objective, "ref_model_sync_steps", 1) is None:
         return "objective.ref_model_sync_steps=null never syncs the reference model"
+    unsampled = ("sampling_rounds", "ref_model_sync_steps", "ref_model_mixup_alpha")
+    if axis == "objective" and field in unsampled and stage.data.format == "groups":
+        return "data of the format 'groups' is not sampled, and its reference is the model the stage starts from"
     if path == "train.epochs" and stage.train.max_steps is not None:
         return f"train.max_steps={stage.train.max_steps} decides; train.max_steps=null trains epochs"
     return None
@@ -210,11 +237,23 @@ def _ratio_and_aggregation(stage: Stage) -> Iterator[Violation]:
 
 
 def _needs(stage: Stage) -> Iterator[Violation]:
-    provided = {name for name, words in INPUTS.items() if not words}
-    if stage.reward is not None:
+    recorded = stage.data.format == "groups"
+    provided = set(RECORDED) if recorded else {name for name, words in INPUTS.items() if not words}
+    if stage.reward is not None and not recorded:
         provided |= stage.reward.gives
     missing = sorted(stage.objective.needs - provided)
     if not missing:
+        return
+    if recorded:
+        yield Violation(
+            f"objective '{stage.objective.name}' needs "
+            f"{'; '.join(sorted({UNRECORDED.get(name) or INPUTS[name] or name for name in missing}))}: "
+            "data of the format 'groups' has no such thing",
+            ("objective.name", "data.format"),
+            "objective.beta=0 leaves a KL in the reward out"
+            if {"old_logps", "ref_logps"} & set(missing)
+            else "an objective or a part of it that needs less; or data of the format prompt_answer and a rollout",
+        )
         return
     axes = sorted({HEADS.get(name, "rollout") for name in missing})
     told = [f"{axis} '{_chosen(stage, axis)}'" for axis in axes]
@@ -281,6 +320,13 @@ def _parts_fit(stage: Stage) -> Iterator[Violation]:
             ("objective.kl_corrected", "objective.kl_in"),
             "objective.kl_in=loss, or objective.kl_corrected=false",
         )
+    if objective.kl_in == "reward" and objective.beta > 0 and objective.anchor_below is not None:
+        yield Violation(
+            "objective.kl_in=reward takes the KL of a completion off its reward, and no policy sampled the "
+            "demonstrations of objective.anchors",
+            ("objective.kl_in", "objective.anchors"),
+            "objective.kl_in=loss",
+        )
     if objective.credit == "tree" and objective.advantage.startswith("reinforce_pp"):
         yield Violation(
             f"objective.credit=tree starts from one advantage a completion; objective.advantage={objective.advantage} "
@@ -297,18 +343,40 @@ def _parts_fit(stage: Stage) -> Iterator[Violation]:
         )
 
 
-def _policy_needs(stage: Stage) -> Iterator[Violation]:
-    if stage.objective.family != "policy":
+def _groups_alone(stage: Stage) -> Iterator[Violation]:
+    """Advantages of groups in the data are those of each group by itself."""
+    objective: Any = stage.objective
+    if objective.family != "policy" or stage.data.format != "groups":
         return
+    if objective.advantage == "batch_std" or objective.advantage.startswith("reinforce_pp"):
+        yield Violation(
+            f"objective.advantage={objective.advantage} compares with a whole batch of rollouts; groups in the data "
+            "are compared by themselves",
+            ("objective.advantage", "data.format"),
+            "objective.advantage=group, centered or leave_one_out",
+        )
+
+
+def _policy_needs(stage: Stage) -> Iterator[Violation]:
+    fitted = stage.objective.samples_reference
     for axis, choice in (("rollout", "transformers"), ("reward", "math_equiv")):
-        if getattr(stage, axis) is None:
+        if samples(stage.objective, stage.data) and getattr(stage, axis) is None:
             yield Violation(
                 f"objective '{stage.objective.name}' samples completions and scores them, but there is no {axis}",
-                (axis, "objective.name"),
-                f"{axis}={choice}",
+                (axis, "objective.value" if fitted else "objective.name"),
+                f"{axis}={choice}" + (", or objective.value=group_mean, which samples nothing" if fitted else ""),
             )
-    if isinstance(stage.data, DataSpec) and stage.data.format not in ("prompt_answer", "prompt_completion"):
-        yield _wrong_format(stage, "prompt_answer or prompt_completion")
+    if fitted and stage.rollout is not None and stage.rollout.name != "transformers":
+        yield Violation(
+            f"objective.value=fit samples with the model that is loaded, not with rollout '{stage.rollout.name}'",
+            ("rollout.name", "objective.value"),
+            "rollout=transformers, or objective.value=group_mean",
+        )
+    if stage.objective.family != "policy":
+        return
+    formats = ("prompt_answer", "prompt_completion", "groups")
+    if isinstance(stage.data, DataSpec) and stage.data.format not in formats:
+        yield _wrong_format(stage, "prompt_answer or prompt_completion, or groups")
     if stage.packing.path is not None:
         yield Violation(
             f"packing.path holds packed token rows, but objective '{stage.objective.name}' needs prompts",
@@ -321,13 +389,15 @@ def _format_fits(stage: Stage) -> Iterator[Violation]:
     family, data = stage.objective.family, stage.data
     fits = {
         "sft": ("text", "prompt_completion", "messages"),
-        "preference": ("preference",),
-        "reward": ("preference",),
+        "preference": ("preference", "groups"),
+        "reward": ("preference", "groups"),
+        "offline": ("groups",),
+        "ranking": ("groups",),
     }.get(family)
     if fits and data.format not in fits:
         yield _wrong_format(stage, " or ".join(fits))
-    if family == "policy" and isinstance(data, TemplateMathSpec) and data.format != "prompt_completion":
-        yield _wrong_format(stage, "prompt_completion")
+    if family == "policy" and isinstance(data, TemplateMathSpec) and data.format == "preference":
+        yield _wrong_format(stage, "prompt_completion or groups")
 
 
 def _wrong_format(stage: Stage, fits: str) -> Violation:
@@ -425,7 +495,8 @@ def _orders_fit(stage: Stage) -> Iterator[Violation]:
 
 def _answer_column(stage: Stage) -> Iterator[Violation]:
     data = stage.data
-    if isinstance(data, DataSpec) and data.answer_pattern and data.format not in ("prompt_answer", "prompt_completion"):
+    formats = ("prompt_answer", "prompt_completion", "groups")
+    if isinstance(data, DataSpec) and data.answer_pattern and data.format not in formats:
         yield Violation(
             f"data.answer_pattern finds an answer, but data of the format '{data.format}' has none",
             ("data.answer_pattern", "data.format"),
@@ -456,9 +527,34 @@ def _columns_of_the_format(stage: Stage) -> Iterator[Violation]:
             )
 
 
+def _documents_whole(stage: Stage) -> Iterator[Violation]:
+    """A mean over documents needs each of them in one piece, alone, or it would count twice."""
+    packing = stage.packing
+    if getattr(stage.objective, "aggregation", None) != "sequence_mean" or stage.objective.family != "sft":
+        return
+    if packing.name in ("wrapped", "dataset_decomposition", "bos_crop"):
+        yield Violation(
+            f"objective.aggregation=sequence_mean weighs whole documents, and packing '{packing.name}' cuts them",
+            ("objective.aggregation", "packing.name"),
+            "packing=best_fit, or objective.aggregation=token_mean",
+        )
+    elif packing.on_overflow == "split":
+        yield Violation(
+            "objective.aggregation=sequence_mean weighs whole documents, and packing.on_overflow=split cuts long ones",
+            ("objective.aggregation", "packing.on_overflow"),
+            "packing.on_overflow=truncate or drop, or objective.aggregation=token_mean",
+        )
+    if packing.attention == "causal":
+        yield Violation(
+            "objective.aggregation=sequence_mean weighs documents, and packing.attention=causal makes a row one document",
+            ("objective.aggregation", "packing.attention"),
+            "packing.attention=document, or objective.aggregation=token_mean",
+        )
+
+
 def _groups_fill_batches(stage: Stage) -> Iterator[Violation]:
     objective: Any = stage.objective
-    if objective.family != "policy" or stage.rollout is None:
+    if objective.family != "policy" or stage.rollout is None or stage.data.format == "groups":
         return
     train, processes = stage.train, stage.parallel.processes
     size = train.batch_size * processes * train.accumulate * stage.rollout.updates
@@ -582,7 +678,7 @@ def _evaluation_judges(stage: Stage) -> Iterator[Violation]:
             ("eval.name", "reward"),
             "reward=math_equiv, or eval=perplexity",
         )
-    if stage.data.format not in ("prompt_answer", "prompt_completion"):
+    if stage.data.format not in ("prompt_answer", "prompt_completion", "groups"):
         yield Violation(
             f"eval '{stage.eval.name}' needs prompts to complete; data of the format '{stage.data.format}' has none",
             ("data.format", "eval.name"),
@@ -613,10 +709,12 @@ DATA_AND_EVALUATION: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
 TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _format_fits,
     _policy_needs,
+    _groups_alone,
     _needs,
     _ranks_agree,
     _parts_fit,
     _ratio_and_aggregation,
+    _documents_whole,
     _groups_fill_batches,
     _lm_head_adapter,
     _synced_reference,

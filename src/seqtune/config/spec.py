@@ -9,9 +9,9 @@ from pydantic import Field
 from seqtune.config.base import Spec as Spec
 from seqtune.config.order import Order, Shuffle
 
-Family = Literal["sft", "preference", "reward", "policy", "offline"]
-"""Which trainer runs an objective."""
-DenominatorUnit = Literal["tokens", "pairs", "sequences", "slots"]
+Family = Literal["sft", "preference", "reward", "policy", "offline", "ranking"]
+"""Which trainer runs an objective, and what its loss is called with."""
+DenominatorUnit = Literal["tokens", "pairs", "groups", "sequences", "slots"]
 """What the denominator of a loss counts over an optimiser step. `tokens`: those of the loss mask; `slots`: completions
 times the most tokens one may have."""
 
@@ -36,6 +36,11 @@ class ObjectiveSpec(Spec):
     def needs(self) -> frozenset[str]:
         """Inputs beyond those its family is always called with: keys of `seqtune.config.rules.INPUTS`."""
         return frozenset()
+
+    @property
+    def samples_reference(self) -> bool:
+        """Whether the model a stage starts from completes prompts, which the stage's reward scores, before step 1."""
+        return False
 
     @property
     def stops_gradient(self) -> bool:

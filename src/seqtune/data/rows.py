@@ -73,8 +73,12 @@ class BadRows:
         return dict(self.counts)
 
 
+Source = str | tuple[str | float, ...]
+"""A column; or several, and numbers that stand for themselves, whose values make a list."""
+
+
 def reader(
-    form: str, columns: Mapping[str, str], *, answer_pattern: str | None, chat: bool
+    form: str, columns: Mapping[str, Source], *, answer_pattern: str | None, chat: bool
 ) -> Callable[[Mapping[str, Any]], Row]:
     """A function from a raw row to an example with the columns of `form`.
 
@@ -83,7 +87,8 @@ def reader(
 
     Args:
         form: Name of the format.
-        columns: Field of the format -> column of the data.
+        columns: Field of the format -> column of the data, `a.b` for the field b of objects in column a. A field of a
+            group that is a list may be gathered from several columns; a number among them stands for itself.
         answer_pattern: Regular expression whose first group is the answer; None takes the column as it is.
         chat: Turn strings into user and assistant messages.
 
@@ -104,18 +109,23 @@ def reader(
     find_answer = _answer_finder(answer_pattern, known, form)
     foreign = {name for other in FORMATS.values() for name in (*other.fields, *other.optional)} - set(known)
     sources = {name: columns.get(name, name) for name in known}
-    moved = {source for name, source in sources.items() if name != source} | foreign
+    moved = {part for name, source in sources.items() if name != source for part in _named(source)} | foreign
     kinds: dict[str, str] = {}
 
     def read(raw: Mapping[str, Any]) -> Row:
         row: Row = {}
         for name in known:
             source = sources[name]
-            value = raw.get(source)
-            if value is None:
-                if name in spec.fields or name in columns:
-                    raise BadRow("missing column", _missing(name, source, raw))
-                continue
+            if isinstance(source, str):
+                value = _found(source, raw)
+                if value is None:
+                    if name in spec.fields or name in columns:
+                        raise BadRow("missing column", _missing(name, source, raw))
+                    continue
+            else:
+                value = [part if isinstance(part, float) else _found(part, raw) for part in source]
+                if None in value:
+                    raise BadRow("missing column", _missing(name, str(source[value.index(None)]), raw))
             row[name] = value
         if find_answer is not None and "answer" in row:
             row["answer"] = find_answer(row["answer"])
@@ -150,21 +160,43 @@ def to_turns(rows: list[Row]) -> list[Row]:
     return turned
 
 
-def _check_columns(form: str, columns: Mapping[str, str], known: tuple[str, ...]) -> None:
-    for name in columns:
+def _found(source: str, raw: Mapping[str, Any]) -> Any:
+    """The value of a column, or of a field of the objects in one."""
+    if source in raw or "." not in source:
+        return raw.get(source)
+    head, _, rest = source.partition(".")
+    inner = raw.get(head)
+    return _found(rest, inner) if isinstance(inner, dict) else None
+
+
+def _named(source: Source) -> set[str]:
+    """The columns a source reads."""
+    names = [source] if isinstance(source, str) else [part for part in source if isinstance(part, str)]
+    return {name for whole in names for name in (whole, whole.partition(".")[0])}
+
+
+def _check_columns(form: str, columns: Mapping[str, Source], known: tuple[str, ...]) -> None:
+    for name, source in columns.items():
         if name not in known:
             raise SeqtuneError(f"'{name}' is no field of {form}", f"data.columns.{name}", did_you_mean(name, known))
+        if not isinstance(source, str) and name not in ("completions", "scores"):
+            raise SeqtuneError(
+                f"'{name}' is one value, not a list to gather from columns", f"data.columns.{name}", "name one column"
+            )
     taken: dict[str, str] = {}
     for name, source in columns.items():
         if name == "answer":  # the answer is often found inside the completion
             continue
-        if source in taken:
-            raise SeqtuneError(
-                f"'{taken[source]}' and '{name}' are both read from column '{source}'",
-                f"data.columns.{name}",
-                "give each field its own column",
-            )
-        taken[source] = name
+        for part in (source,) if isinstance(source, str) else source:
+            if not isinstance(part, str):
+                continue
+            if part in taken:
+                raise SeqtuneError(
+                    f"'{taken[part]}' and '{name}' are both read from column '{part}'",
+                    f"data.columns.{name}",
+                    "give each field its own column",
+                )
+            taken[part] = name
 
 
 def _answer_finder(pattern: str | None, known: tuple[str, ...], form: str) -> Callable[[Any], str] | None:
@@ -270,8 +302,8 @@ def _groups(row: Row) -> None:
     completions, scores = row["completions"], row["scores"]
     if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
         raise BadRow("wrong type", "completions is no list of strings")
-    if not isinstance(scores, list) or not all(_number(score) for score in scores):
-        raise BadRow("wrong type", "scores is no list of finite numbers")
+    if not isinstance(scores, list) or not all(isinstance(score, bool) or _number(score) for score in scores):
+        raise BadRow("wrong type", "scores is no list of finite numbers (or of true and false, which are 1 and 0)")
     if len(completions) != len(scores):
         raise BadRow("wrong type", f"{len(completions)} completions but {len(scores)} scores")
     if len(completions) < 2:
@@ -279,6 +311,8 @@ def _groups(row: Row) -> None:
     if not all(text.strip() for text in completions):
         raise BadRow("empty text", "a completion is empty")
     row["scores"] = [float(score) for score in scores]
+    if isinstance(row["prompt"], list):
+        row["completions"] = [[{"role": "assistant", "content": text}] for text in completions]
 
 
 _CHECKS: dict[str, Callable[[Row], None]] = {
@@ -355,7 +389,9 @@ def _to_turns(row: Row) -> None:
         if isinstance(row.get(name), str):
             row[name] = [{"role": role, "content": row[name]}]
     if "completions" in row:
-        row["completions"] = [[{"role": "assistant", "content": text}] for text in row["completions"]]
+        row["completions"] = [
+            [{"role": "assistant", "content": text}] if isinstance(text, str) else text for text in row["completions"]
+        ]
 
 
 def _same_kind(row: Row, kinds: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ A prompt ends with a line break; its completion is the steps, one a line, then `
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from zlib import crc32
 
 from seqtune.errors import SeqtuneError, did_you_mean
@@ -142,12 +142,14 @@ TEMPLATES: dict[str, Callable[[Random, int], Problem]] = {
 """Name -> function `(random, max_number) -> Problem`; no number of a question is above `max_number`."""
 
 
-def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """`(train, heldout)` rows `{prompt, completion, answer}`, or `{prompt, chosen, rejected}` for `format: preference`.
+def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """`(train, heldout)` rows `{prompt, completion, answer}`; `{prompt, chosen, rejected}` for `format: preference`;
+    `{prompt, completions, scores, answer}` for `format: groups`.
 
     No prompt occurs twice, in either or across them: a hash of the wording reserves a fifth of the problems of every
     template for the held-out set. Neither set depends on the size of the other. A chosen completion is the worked
-    answer; the rejected one ends with a wrong result, the same way.
+    answer; the rejected one ends with a wrong result, the same way. A group holds both, the answer without its steps,
+    scored 1 as well, and the steps without the last, with what they come to.
 
     Raises:
         SeqtuneError: An unknown template, or templates with fewer distinct problems than asked for.
@@ -158,20 +160,21 @@ def problems(spec: TemplateMathSpec) -> tuple[list[dict[str, str]], list[dict[st
     return _draw(spec, "size"), _draw(spec, "eval_size")
 
 
-def _draw(spec: TemplateMathSpec, count: Literal["size", "eval_size"]) -> list[dict[str, str]]:
+def _draw(spec: TemplateMathSpec, count: Literal["size", "eval_size"]) -> list[dict[str, Any]]:
     """As many rows as the field `count` of the spec says, for training or held out."""
     names, heldout, asked = spec.templates or tuple(TEMPLATES), count == "eval_size", getattr(spec, count)
     random = Random(f"{spec.seed} {count}")
     rows: dict[str, dict[str, str]] = {}
+    solved: dict[str, Problem] = {}
     misses = 0
     while len(rows) < asked:
         problem = TEMPLATES[random.choice(names)](random, spec.max_number)
-        careless = random.random() < spec.careless and not heldout and spec.format != "preference"
+        careless = random.random() < spec.careless and not heldout and spec.format == "prompt_completion"
         row = _row(problem, careless=careless)
         fits = row["prompt"] not in rows and _reserved(row["prompt"]) == heldout
         misses = 0 if fits else misses + 1
         if fits:
-            rows[row["prompt"]] = row
+            rows[row["prompt"]], solved[row["prompt"]] = row, problem
         if misses == _PATIENCE:
             raise SeqtuneError(
                 f"templates {', '.join(names)} give {len(rows)} distinct {'held-out' if heldout else 'training'} "
@@ -181,6 +184,8 @@ def _draw(spec: TemplateMathSpec, count: Literal["size", "eval_size"]) -> list[d
             )
     if spec.format == "preference":
         return [_pair(row, Random(f"{spec.seed} {row['prompt']}")) for row in rows.values()]
+    if spec.format == "groups":
+        return [_group(row, solved[prompt], Random(f"{spec.seed} {prompt}")) for prompt, row in rows.items()]
     return list(rows.values())
 
 
@@ -199,3 +204,12 @@ def _pair(row: dict[str, str], random: Random) -> dict[str, str]:
     wrong = random.choice([n for n in range(max(0, answer - 9), answer + 10) if n != answer])
     head = row["completion"].removesuffix(f"{answer}\n#### {answer}")
     return {"prompt": row["prompt"], "chosen": row["completion"], "rejected": f"{head}{wrong}\n#### {wrong}"}
+
+
+def _group(row: dict[str, str], problem: Problem, random: Random) -> dict[str, Any]:
+    pair, hasty = _pair(row, random), _row(problem, careless=True)["completion"]
+    scored = [(pair["chosen"], 1.0), (pair["rejected"], 0.0), (f"#### {row['answer']}", 1.0)]
+    if hasty.rpartition("#### ")[2] != row["answer"]:
+        scored.append((hasty, 0.0))
+    completions, scores = zip(*scored, strict=True)
+    return {"prompt": row["prompt"], "completions": [*completions], "scores": [*scores], "answer": row["answer"]}

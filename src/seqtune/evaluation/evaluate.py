@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from seqtune.data.groups import best
 from seqtune.data.rows import WHERE
 from seqtune.data.tokenize import prompt_ids, tokenize
 from seqtune.errors import SeqtuneError
@@ -64,7 +65,8 @@ def evaluate(
 
     - `greedy`: `accuracy` of the most probable completion when the reward gives only 0 and 1, else the mean `reward`;
     - `pass_at_k`: `pass@k` and `maj@k` of `samples` completions for every k; the reward must give 0 or 1;
-    - `perplexity`: exp of the mean negative log-likelihood of the trained tokens of all examples together;
+    - `perplexity`: exp of the mean negative log-likelihood of the trained tokens of all examples together, of a group
+      those of its best completion;
     - `length` (tokens, the ending one included) with all of them, and `ended` (share of completions that ended by
       themselves) with the first two.
 
@@ -274,6 +276,8 @@ def _some(scored: Sequence[Any]) -> None:
 def _perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, spec: EvalSpec, tell: Progress
 ) -> Evaluation:
+    if "completions" in rows.column_names:
+        rows = best(rows)
     names = rows.column_names
     if "chosen" in names:
         rows = rows.remove_columns([name for name in ("rejected", "completion") if name in names])

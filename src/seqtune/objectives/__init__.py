@@ -30,5 +30,6 @@ OBJECTIVES = Registry(
         "a_lol_ref_free": "seqtune.objectives.methods:ALolRefFree",
         "a_lol_seq": "seqtune.objectives.methods:ALolSeq",
         "a_lol_kl": "seqtune.objectives.methods:ALolKl",
+        "slic": "seqtune.objectives.methods:Slic",
     },
 )

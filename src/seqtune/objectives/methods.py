@@ -344,8 +344,8 @@ class DaGrpo(Grpo):
         return super().loss_inputs | ({"prefix_mask"} if self.anchors else frozenset())
 
     @property
-    def needs(self) -> frozenset[str]:
-        return super().needs | ({"anchors"} if self.anchors else frozenset())
+    def anchor_below(self) -> float | None:
+        return self.success if self.anchors else None
 
     def build(self) -> Callable[..., Any]:
         if not self.anchors:
@@ -583,29 +583,45 @@ class Searcher(ReinforcePP):
         return with_bonus
 
 
-class ALol(ObjectiveSpec):
-    """A-LoL: likelihood of scored texts, weighted by what they earn beyond what the reference model is expected to."""
+class _ScoredTexts(ObjectiveSpec):
+    """What the A-LoL family shares: the value of a prompt, and which texts are drawn."""
 
     family: ClassVar[Family] = "offline"
-    formula: ClassVar[str] = (
-        "L = (1/B) Σ_i A_i c_i Σ_t -log π(y_{i,t})     A_i = max(R_i - V_ref(x_i), 0)\n"
-        "c_i = sg(clip(exp(Σ_t log (π/π_ref)(y_{i,t})), 1-ε, 1+ε))"
-    )
     source: ClassVar[str] = "https://arxiv.org/abs/2305.14718"
-    needs_reference: ClassVar[bool] = True
-    ratio: ClassVar[str] = "sequence"
 
-    name: Literal["a_lol"] = "a_lol"
-    epsilon: float = Field(0.9, gt=0, lt=1)
-    """ε: range of the ratio to the reference; 0.9 is the code's."""
+    value: Literal["fit", "group_mean"] = "fit"
+    """V_ref: `fit`: a head on the frozen start model, fitted before step 1 to what the stage's reward gives completions
+    of its own; `group_mean`: mean score of the prompt's own completions in the data, which needs neither."""
+    value_samples: int = Field(4, ge=1)
+    """Completions of each prompt that V is fitted to."""
+    value_prompts: int = Field(512, ge=5)
+    """Prompts, at most, that are completed to fit V; a fifth of them tells how good it is."""
+    sampling: Literal["priority", "positive", "all"] = "priority"
+    """Rows of a step: texts drawn in proportion to A (the paper's), every text with A > 0 alike, or whole groups of all
+    texts."""
 
     @property
     def denominator_unit(self) -> DenominatorUnit:
         return "sequences"
 
     @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"scored_texts", "reference_values"})
+    def samples_reference(self) -> bool:
+        return self.value == "fit"
+
+
+class ALol(_ScoredTexts):
+    """A-LoL: likelihood of scored texts, weighted by what they earn beyond what the reference model is expected to."""
+
+    formula: ClassVar[str] = (
+        "L = (1/B) Σ_i A_i c_i Σ_t -log π(y_{i,t})     A_i = max(R_i - V_ref(x_i), 0)\n"
+        "c_i = sg(clip(exp(Σ_t log (π/π_ref)(y_{i,t})), 1-ε, 1+ε))"
+    )
+    needs_reference: ClassVar[bool] = True
+    ratio: ClassVar[str] = "sequence"
+
+    name: Literal["a_lol"] = "a_lol"
+    epsilon: float = Field(0.9, gt=0, lt=1)
+    """ε: range of the ratio to the reference; 0.9 is the code's."""
 
     @property
     def stops_gradient(self) -> bool:
@@ -629,22 +645,12 @@ class ALolSeq(ALol):
     name: Literal["a_lol_seq"] = "a_lol_seq"  # type: ignore[assignment]
 
 
-class ALolRefFree(ObjectiveSpec):
+class ALolRefFree(_ScoredTexts):
     """A-LoL without reference: advantage-weighted likelihood alone."""
 
-    family: ClassVar[Family] = "offline"
     formula: ClassVar[str] = "L = (1/B) Σ_i A_i Σ_t -log π(y_{i,t})     A_i = max(R_i - V_ref(x_i), 0)"
-    source: ClassVar[str] = "https://arxiv.org/abs/2305.14718"
 
     name: Literal["a_lol_ref_free"] = "a_lol_ref_free"
-
-    @property
-    def denominator_unit(self) -> DenominatorUnit:
-        return "sequences"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return frozenset({"scored_texts", "reference_values"})
 
     def build(self) -> Callable[..., Any]:
         from seqtune.objectives.offline import a_lol_loss
@@ -668,3 +674,34 @@ class ALolKl(ALolRefFree):
         from seqtune.objectives.offline import a_lol_loss
 
         return partial(a_lol_loss, ratio="none", beta=self.beta)
+
+
+class Slic(ObjectiveSpec):
+    """SLiC: the better of two completions of a prompt becomes the more probable one, by a margin; no reference."""
+
+    family: ClassVar[Family] = "ranking"
+    formula: ClassVar[str] = (
+        "L = (1/P) Σ_p [C(lp, s) - λ lp(best)]     lp = Σ_t log π(y_t)     s: scores     P: prompts of the step\n"
+        "calibration=rank: C = mean over pairs with s_i > s_j of max(0, δ - lp_i + lp_j)"
+    )
+    source: ClassVar[str] = "https://arxiv.org/abs/2210.00045"
+
+    name: Literal["slic"] = "slic"
+    calibration: Literal["rank", "margin", "list", "reward"] = "rank"
+    """C: `rank`: a hinge on every pair of completions with different scores; `margin`: its δ grows with the difference
+    of the scores; `list`: with the difference of their ranks, summed; `reward`: minus the score that is expected of a
+    draw among the group."""
+    margin: float = Field(1.0, ge=0)
+    """δ: nats by which the better completion should be the more probable one. 1 is SLiC-HF's
+    (https://arxiv.org/abs/2305.10425)."""
+    regularisation: float = Field(0.5, ge=0)
+    """λ: weight of the negative log-likelihood of the group's best completion, SLiC-HF's regulariser; 0 has none."""
+
+    @property
+    def denominator_unit(self) -> DenominatorUnit:
+        return "groups"
+
+    def build(self) -> Callable[..., Any]:
+        from seqtune.objectives.ranking import slic_loss
+
+        return partial(slic_loss, calibration=self.calibration, margin=self.margin, regularisation=self.regularisation)

@@ -19,20 +19,23 @@ class Sft(ObjectiveSpec):
 
     family: ClassVar[Family] = "sft"
     formula: ClassVar[str] = (
-        "L = -(1/N) Σ_{i,t} m_{i,t} log π(y_{i,t} | y_{i,<t})\nm: 1 on trained tokens     N: trained tokens of the step"
+        "L = -(1/N) Σ_{i,t} m_{i,t} log π(y_{i,t} | y_{i,<t})     sequence_mean: -(1/B) Σ_i (1/n_i) Σ_t m_{i,t} log π\n"
+        "m: 1 on trained tokens     N: trained tokens of the step     n_i: of document i     B: documents of the step"
     )
     source: ClassVar[str] = "https://huggingface.co/docs/trl/sft_trainer"
 
     name: Literal["sft"] = "sft"
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """`token_mean`: every trained token of the step weighs the same; `sequence_mean`: every document does."""
 
     @property
     def denominator_unit(self) -> DenominatorUnit:
-        return "tokens"
+        return "tokens" if self.aggregation == "token_mean" else "sequences"
 
     def build(self) -> Callable[..., Any]:
         from seqtune.objectives.sft import sft_loss
 
-        return sft_loss
+        return partial(sft_loss, aggregation=self.aggregation)
 
 
 class Dpo(ObjectiveSpec):
@@ -301,6 +304,11 @@ class Policy(ObjectiveSpec):
             entropy_drop=self.entropy_drop,
             drop_truncated=self.truncated == "drop",
         )
+
+    @property
+    def anchor_below(self) -> float | None:
+        """Put the example's own completion into groups in which no reward is above this; None: into none."""
+        return None
 
     def build_prefix_shares(self, steps: int) -> Callable[[int], tuple[float, float]] | None:
         """`step -> (least, largest)` share of a demonstration that one completion of each group begins with, for a run

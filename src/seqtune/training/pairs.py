@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from seqtune.data import groups
 from seqtune.data.rows import WHERE
 from seqtune.data.tokenize import tokenize
 from seqtune.errors import SeqtuneError
@@ -30,15 +31,14 @@ def pairs(run: StageRun) -> tuple[Dataset, Dataset | None]:
         SeqtuneError: A pair is too long and `packing.on_overflow` is `error`, or none is
             left.
     """
-    train = _pairs(run, run.examples.train)
-    heldout = _pairs(run, run.examples.heldout) if len(run.examples.heldout) else None
+    train, heldout = (_pairs(run, _given(run, part)) for part in (run.examples.train, run.examples.heldout))
     if not len(train):
         raise SeqtuneError(
             "no training pair is left", where="packing.capacity", hint="raise it, or packing.on_overflow=truncate"
         )
     longest = max(len(row["prompt_ids"]) + max(len(row[f"{side}_ids"]) for side in SIDES) for row in train)
     check_length(run, longest)
-    return train, heldout if heldout is not None and len(heldout) else None
+    return train, heldout if len(heldout) else None
 
 
 def pair_tokens(row: dict[str, list[int]]) -> int:
@@ -57,35 +57,59 @@ def sequences(rows: list[dict[str, list[int]]], sides: tuple[str, ...] = SIDES) 
     return found
 
 
+def _given(run: StageRun, examples: Dataset) -> Dataset:
+    """The examples as pairs: as they are, or made of groups as `data.pairs` says."""
+    if run.stage.data.format != "groups":
+        return examples
+    found, silent = groups.pairs(examples, run.stage.data.pairs)
+    if silent:
+        run.notice(f"{silent} of {len(examples)} groups have no two completions with different scores: left out")
+    return found
+
+
 def _pairs(run: StageRun, examples: Dataset) -> Dataset:
+    if not len(examples):
+        return Dataset.from_dict({"prompt_ids": [], "chosen_ids": [], "rejected_ids": []})
     places = examples[WHERE] if WHERE in examples.column_names else [f"pair {n}" for n in range(1, len(examples) + 1)]
-    sides = (_completions(run, examples, side, places) for side in SIDES)
+    sides = (completions(run, examples, side, places) for side in SIDES)
     found: dict[str, list[list[int]]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     overlong: list[str] = []
     for where, chosen, rejected in zip(places, *sides, strict=True):
         # A chat template may end the two prompts differently: what they share is the prompt.
         start = min(chosen.start, rejected.start)
         room = run.stage.packing.capacity - start
-        completions = [side.ids[start:] for side in (chosen, rejected)]
-        if max(map(len, completions)) > room:
+        ends = [side.ids[start:] for side in (chosen, rejected)]
+        if max(map(len, ends)) > room:
             overlong.append(where)
             if run.stage.packing.on_overflow != "truncate" or room < 1:
                 continue
-        for name, ids in zip(found, (chosen.ids[:start], *completions), strict=True):
+        for name, ids in zip(found, (chosen.ids[:start], *ends), strict=True):
             found[name].append(ids[:room] if name != "prompt_ids" else ids)
     _report(run, overlong)
     return Dataset.from_dict(found)
 
 
-class _Side(NamedTuple):
+class Side(NamedTuple):
+    """A prompt with one of its completions."""
+
     ids: list[int]
     """Prompt and completion, up to the last token that is trained."""
     start: int
     """Where the completion starts."""
 
 
-def _completions(run: StageRun, examples: Dataset, side: str, places: list[str]) -> list[_Side]:
-    # Tokenised as SFT tokenises a prompt and its completion.
+def completions(run: StageRun, examples: Dataset, side: str, places: list[str]) -> list[Side]:
+    """The completions in column `side` with their prompts, tokenised as SFT tokenises a prompt and its completion.
+
+    Args:
+        run: Its tokenizer is used.
+        examples: Columns `prompt` and `side`.
+        side: Name of the column.
+        places: Where each row is found, for messages.
+
+    Raises:
+        SeqtuneError: A completion holds more than one assistant turn, or the chat template refuses it.
+    """
     renamed = examples.select_columns(["prompt", side, *({WHERE} & set(examples.column_names))])
     found = []
     for where, row in zip(places, tokenize(renamed.rename_column(side, "completion"), run.tokenizer), strict=True):
@@ -97,7 +121,7 @@ def _completions(run: StageRun, examples: Dataset, side: str, places: list[str])
                 where=where,
                 hint="move all turns but the last into the prompt",
             )
-        found.append(_Side(ids[:stop], start))
+        found.append(Side(ids[:stop], start))
     return found
 
 

@@ -38,10 +38,18 @@ TRAINERS = {
     "preference": "seqtune.training.preference:trainer",
     "reward": "seqtune.training.reward:trainer",
     "policy": "seqtune.training.policy:trainer",
+    "offline": "seqtune.training.offline:trainer",
+    "ranking": "seqtune.training.offline:trainer",
 }
 """By the family of the objective: a function `StageRun -> transformers.Trainer`."""
 
 UNTRAINED = "untrained"
+
+
+def trainer_of(stage: Stage) -> str:
+    """Where the trainer of a stage is found: that of its objective's family, but a policy samples no groups it has."""
+    family = stage.objective.family
+    return TRAINERS["offline" if family == "policy" and stage.data.format == "groups" else family]
 
 
 def train(plan: Plan, *, folder: RunFolder, watch: Watch) -> None:
@@ -102,7 +110,7 @@ def run_stage(plan: Plan, folder: RunFolder, index: int, watch: Watch) -> None:
     run = _stage_run(plan, folder, index, watch, model, tokenizer, saved[-1] if saved else None)
     set_seed(stage.train.seed)
     with _disk_full(folder, stage):
-        trainer = load(TRAINERS[stage.objective.family])(run)
+        trainer = load(trainer_of(stage))(run)
         if run.checkpoint is None and is_main():
             folder.write_json(f"proofs/{stage.name}.json", proofs.check(trainer))
         barrier()
@@ -170,7 +178,7 @@ def diagnose(plan: Plan, *, watch: Watch) -> dict[str, list[Proof]]:
             stage_folder(folder, stage.name).mkdir(parents=True)
             model, tokenizer = ends.load_start(alone, folder, 0)
             run = _stage_run(alone, folder, index, watch, model, tokenizer, None)
-            found[stage.name] = prove(load(TRAINERS[stage.objective.family])(run), quick=False)
+            found[stage.name] = prove(load(trainer_of(stage))(run), quick=False)
     return found
 
 
