@@ -12,9 +12,10 @@ from policy_stage import PROMPTS, SUMS, stage, stage_run
 from test_policy import ASCII_FIRST, first_gradients
 
 from seqtune.errors import SeqtuneError
+from seqtune.models.load import load_model
 from seqtune.report.run_folder import RunFolder
 from seqtune.training.policy import Policy, trainer
-from seqtune.training.rollouts import Demonstrations
+from seqtune.training.rollouts import Anchor, Beginnings, anchored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +28,8 @@ def scored(**changes: dict[str, Any]) -> Any:
     return stage(**{"reward": {"pattern": ASCII_FIRST}, "objective": objective, **changes})
 
 
-def half(run: StageRun, share: tuple[float, float] = (0.5, 0.5), limit: int = 6) -> Demonstrations:
-    return Demonstrations(run.tokenizer, lambda step: share, group_size=4, limit=limit, seed=0)
+def half(run: StageRun, share: tuple[float, float] = (0.5, 0.5), limit: int = 6) -> Beginnings:
+    return Beginnings(run.tokenizer, lambda step: share, group_size=4, limit=limit, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +63,28 @@ def test_only_the_last_of_each_group_is_given_something(run: StageRun) -> None:
     """'It is 0.' and its end are 9 byte tokens; half of them are 4, all but the end are 8, of which 5 leave room."""
     rows, prompts, places = asked(run)
     wholes = half(run).tokens(rows, prompts)
-    given = half(run).beginnings(rows, prompts, places, 0)
+    given = half(run)(rows, prompts, places, 0)
     assert [len(tokens) for tokens in given] == [0, 0, 0, 4, 0, 0, 0, 4]
     assert given[3] == wholes[3][:4]
-    full = half(run, (1.0, 1.0), limit=99).beginnings(rows, prompts, places, 0)
+    full = half(run, (1.0, 1.0), limit=99)(rows, prompts, places, 0)
     assert full[3] == wholes[3][:8], "the end is left to the model"
-    assert len(half(run, (1.0, 1.0)).beginnings(rows, prompts, places, 0)[3]) == 5
-    assert half(run, (0.0, 0.0)).beginnings(rows, prompts, places, 0)[3] == wholes[3][:1]
+    assert len(half(run, (1.0, 1.0))(rows, prompts, places, 0)[3]) == 5
+    assert half(run, (0.0, 0.0))(rows, prompts, places, 0)[3] == wholes[3][:1]
 
 
 def test_the_share_is_drawn_between_its_ends_by_place_alone(run: StageRun) -> None:
-    drawn = Demonstrations(
+    drawn = Beginnings(
         run.tokenizer, lambda step: (0.2, 0.9) if step == 0 else (0.9, 0.9), group_size=4, limit=99, seed=0
     )
     row = {"prompt": "?", "completion": "x" * 99}
     prompt = run.tokenizer("?")["input_ids"]
     places = [(rollout, n, 3) for rollout in range(20) for n in range(20)]
-    lengths = [len(one) for one in drawn.beginnings([row] * 400, [prompt] * 400, places, 0)]
+    lengths = [len(one) for one in drawn([row] * 400, [prompt] * 400, places, 0)]
     assert min(lengths) in (20, 21)
     assert max(lengths) in (88, 89)
     assert abs(sum(lengths) / 400 - 55) < 3
-    assert [len(one) for one in drawn.beginnings([row] * 5, [prompt] * 5, places[7:12], 0)] == lengths[7:12]
-    assert {len(one) for one in drawn.beginnings([row] * 5, [prompt] * 5, places[7:12], 1)} == {90}
+    assert [len(one) for one in drawn([row] * 5, [prompt] * 5, places[7:12], 0)] == lengths[7:12]
+    assert {len(one) for one in drawn([row] * 5, [prompt] * 5, places[7:12], 1)} == {90}
 
 
 def test_completions_go_on_from_their_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +235,108 @@ def test_an_engine_that_answers_with_nothing_ends_the_completion(
     assert known is not None
     assert [len(row) for row in known] == [len(row) for row in ids]
     assert set(known[3]) == {None}, "no engine's log-probs on what was given"
+
+
+# Whole demonstrations in groups without a success
+
+
+def hard(folder: Path, *, easy: int = -1, limit: int = 12, **objective: Any) -> Policy:
+    """Only the demonstration is right, but for one prompt whose second completion is too."""
+    named = {"name": "dagrpo", "group_size": 4, "anchors": True, "tau": 0.0, **objective}
+    made = stage(objective=named, rollout={"max_new_tokens": limit}, train={"batch_size": 16, "max_steps": 1})
+    one = trainer(stage_run(folder, made))
+
+    def reward(prompts: list[str], completions: list[str], **others: Any) -> list[float]:
+        found = [float(completion in SUMS) for completion in completions]
+        for group in range(len(prompts) // 4):
+            if PROMPTS.index(prompts[4 * group]) == easy:
+                found[4 * group + 1] = 1.0
+        return found
+
+    one.reward_funcs = [reward]
+    return one
+
+
+def test_a_group_without_a_success_gets_the_demonstration(tmp_path: Path) -> None:
+    """'It is 0.' and its end are 9 tokens, with 12 allowed; its advantage is that of the one success of four."""
+    one = hard(tmp_path)
+    one.train()
+    (rows,) = one._buffered_inputs
+    prefix, mask = rows["prefix_mask"], rows["completion_mask"].bool()
+    assert prefix.any(1).sum() == 4
+    for row in prefix.any(1).nonzero().flatten().tolist():
+        assert torch.equal(prefix[row], mask[row])
+        number = PROMPTS.index(text(one, rows["prompt_ids"][row][rows["prompt_mask"][row].bool()]))
+        assert text(one, rows["completion_ids"][row][mask[row]]) == SUMS[number] + one._tokenizer.eos_token
+        assert float(rows["advantages"][row]) == pytest.approx(1.5, abs=1e-3)
+    assert (rows["advantages"][~prefix.any(1)] < 0).all()
+    (row,) = RunFolder(tmp_path).metrics()
+    assert row["rollout/anchors"] == 1
+    assert row["reward/mean"] == 0, "what is put in is no success of the model's"
+    assert [sample["reward"] for sample in RunFolder(tmp_path).samples()] == [0, 0, 0, 1]
+    assert RunFolder(tmp_path).samples()[3]["completion"] in SUMS
+
+
+def test_a_group_with_a_success_gets_none(tmp_path: Path) -> None:
+    one = hard(tmp_path / "first")
+    one.train()
+    numbers = {PROMPTS.index(sample["prompt"]) for sample in RunFolder(tmp_path / "first").samples()}
+    (easy,) = numbers
+    other = hard(tmp_path / "second", easy=easy)
+    other.train()
+    assert other._buffered_inputs[0]["prefix_mask"].any(1).sum() == 3
+    assert RunFolder(tmp_path / "second").metrics()[0]["rollout/anchors"] == 0.75
+    assert [sample["reward"] for sample in RunFolder(tmp_path / "second").samples()] == [0, 1, 0, 0]
+
+
+def test_a_demonstration_that_is_too_long_or_no_success_is_no_anchor(tmp_path: Path) -> None:
+    short = hard(tmp_path / "short", limit=8)
+    short.train()
+    assert not short._buffered_inputs[0]["prefix_mask"].any()
+    wrong = hard(tmp_path / "wrong")
+    wrong.reward_funcs = [lambda completions, **others: [0.0] * len(completions)]
+    wrong.train()
+    assert not wrong._buffered_inputs[0]["prefix_mask"].any()
+    assert RunFolder(tmp_path / "wrong").metrics()[0]["rollout/anchors"] == 0
+
+
+def test_anchors_are_learnt_with_their_shaped_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient of -A Σ_t π / (π + γ) / N on the anchors alone: all other advantages are taken away."""
+    one = hard(tmp_path)
+    assign = one.advantage
+    monkeypatch.setattr(one, "advantage", lambda r, **known: torch.where(r > 0.5, assign(r, **known), 0.0))
+    found = first_gradients(one, monkeypatch)
+    (rows,) = one._buffered_inputs
+    model = load_model(one.run.stage.model)
+    loss = torch.zeros(())
+    for row in rows["prefix_mask"].any(1).nonzero().flatten().tolist():
+        prompt = rows["prompt_ids"][row][rows["prompt_mask"][row].bool()]
+        completion = rows["completion_ids"][row][rows["completion_mask"][row].bool()]
+        logits = model(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
+        p = logits.softmax(-1).gather(1, completion[:, None])
+        loss = loss - rows["advantages"][row] * (p / (p + 0.1)).sum() / rows["completion_mask"].sum()
+    loss.backward()
+    assert max(gradient.abs().max() for gradient in found.values()) > 1e-3
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_demonstrations_take_the_place_of_completions() -> None:
+    tensors = {
+        "completion_ids": torch.tensor([[5, 6], [7, 0]]),
+        "completion_mask": torch.tensor([[1, 1], [1, 0]]),
+        "sampling_per_token_logps": torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]),
+        "importance_sampling_ratio": torch.tensor([[2.0, 3.0], [4.0, 0.0]]),
+        "ref_per_token_logps": torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]),
+        "prompt_ids": torch.tensor([[1], [2]]),
+    }
+    found = anchored(tensors, [Anchor(1, [8, 9, 10])])
+    assert found["completion_ids"].tolist() == [[5, 6, 0], [8, 9, 10]]
+    assert found["completion_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert found["prefix_mask"].tolist() == [[False] * 3, [True] * 3]
+    assert found["importance_sampling_ratio"].tolist() == [[2, 3, 0], [1, 1, 1]]
+    assert found["ref_per_token_logps"].tolist() == [[-1, -2, 0], [0, 0, 0]]
+    assert found["sampling_per_token_logps"][1].isnan().all()
+    assert found["prompt_ids"] is tensors["prompt_ids"]
+    assert tensors["completion_ids"].tolist() == [[5, 6], [7, 0]], "the rollout itself is left as it is"
+    assert not anchored(tensors, [])["prefix_mask"].any()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from trl import GRPOConfig, GRPOTrainer
@@ -28,6 +29,7 @@ from seqtune.errors import SeqtuneError
 from seqtune.models.forest import attention, use_forest
 from seqtune.objectives.reduce import masked_mean
 from seqtune.objectives.rollouts import fill, informative
+from seqtune.rollout.attention import NAME
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import generate
 from seqtune.training.common import (
@@ -39,7 +41,21 @@ from seqtune.training.common import (
     training_arguments,
 )
 from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, body, lay_out, split, token_scores
-from seqtune.training.rollouts import LEFT, Demonstrations, Place, Rollouts, Round, by_group, further, take, together
+from seqtune.training.rollouts import (
+    LEFT,
+    Anchor,
+    Beginnings,
+    Demonstrations,
+    Place,
+    Rollouts,
+    Round,
+    anchored,
+    by_group,
+    further,
+    groups,
+    take,
+    together,
+)
 from seqtune.training.scorer import Scorer, plain
 
 if TYPE_CHECKING:
@@ -81,7 +97,8 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         self._round, self._rows, self._given = 0, [], []
         super().__init__(run, **kwargs)
         shares = self.spec.build_prefix_shares(self.args.max_steps)
-        self.demonstrations = shares and Demonstrations(
+        self.demonstrations = Demonstrations(run.tokenizer)
+        self.beginnings = shares and Beginnings(
             run.tokenizer,
             shares,
             group_size=self.num_generations,
@@ -127,9 +144,9 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         has_tool_images: bool = False,
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
         """Completions, those that go on from a demonstration with the tokens they were given."""
-        if self.demonstrations:
+        if self.beginnings:
             places = self._places(len(prompt_ids))
-            self._given = self.demonstrations.beginnings(self._rows, prompt_ids, places, self._step)
+            self._given = self.beginnings(self._rows, prompt_ids, places, self._step)
             for (_, _, completion), tokens in zip(places, self._given, strict=True):
                 if completion == num_generations - 1:
                     self._log_metric("rollout/demonstrations", float(bool(tokens)))
@@ -137,7 +154,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         else:
             self._given = [[]] * len(prompt_ids)
         beginnings = [[*prompt, *tokens] for prompt, tokens in zip(prompt_ids, self._given, strict=True)]
-        alike = 1 if any(self._given) else num_generations  # vLLM takes every n-th prompt for n completions
+        alike = 1 if self.beginnings else num_generations  # vLLM takes every n-th prompt for n completions
         completions, logprobs = self._sample(beginnings, images, multimodal_fields, alike, has_tool_images)
         whole, known = [], []
         for row, (tokens, more) in enumerate(zip(self._given, completions, strict=True)):
@@ -162,7 +179,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        with attention(body(model), self.plain_attention):
+        with attention(body(model), NAME):  # a model that trains here reads forests
             completions = generate(
                 model,
                 prompt_ids,
@@ -210,7 +227,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim}
         device, width = output["completion_ids"].device, output["completion_ids"].shape[1]
         asked = self.spec.needs
-        if "prefix_mask" in asked:
+        if self.beginnings:
             given = torch.tensor([len(tokens) for tokens in self._given], device=device)
             tensors["prefix_mask"] = torch.arange(width, device=device) < given.unsqueeze(1)
         scorer, rows = self.reward_funcs[0], len(inputs) * self.accelerator.num_processes
@@ -225,7 +242,48 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
                 self._logs["completion"],
             )
         )
-        return Round(tensors, rewards, list(zip(prompts, completions, strict=True)))
+        one = Round(tensors, rewards, list(zip(prompts, completions, strict=True)))
+        return one if self.spec.anchor_below is None else self._anchored(one, inputs, self.spec.anchor_below)
+
+    def _anchored(self, one: Round, inputs: list[dict[str, Any]], success: float) -> Round:
+        """A round in which a group without a success has its last completion exchanged for the example's own, where
+        the reward calls that a success and it is not too long.
+        """
+        size, limit, first = self.num_generations, self.max_completion_length, self._mine(len(inputs)).start
+        failed = [not any(reward > success for reward in group) for group in groups(one.rewards, size)]
+        last = [row for row in range(len(inputs)) if (first + row) % size == size - 1 and failed[(first + row) // size]]
+        live = one.tensors["prompt_mask"].bool()
+        prompts = [one.tensors["prompt_ids"][row][live[row]].tolist() for row in last]
+        wholes = self.demonstrations.tokens([inputs[row] for row in last], prompts)
+        fitting = [Anchor(*pair) for pair in zip(last, wholes, strict=True) if 0 < len(pair[1]) <= limit]
+        texts, scores = self._judged(inputs, fitting)
+        good = [n for n, score in enumerate(scores) if score is not None and score > success]
+        tensors = anchored(one.tensors, [fitting[n] for n in good])
+        for n in good:
+            if "reward_columns" in tensors:
+                tensors["reward_columns"][fitting[n].row] = torch.tensor(self.reward_funcs[0].by_part[n])
+        everyone = gather_object([(first + fitting[n].row, texts[n], scores[n]) for n in good])
+        for row, text, score in everyone:
+            one.rewards[row], one.texts[row] = score, (one.texts[row][0], text)
+        self._metrics["train"]["rollout/anchors"].append(len(everyone) / len(failed))
+        return one._replace(tensors=tensors)
+
+    def _judged(self, inputs: list[dict[str, Any]], anchors: list[Anchor]) -> tuple[list[str], list[float | None]]:
+        """Texts of demonstrations and what they would earn; nothing of it is recorded."""
+        if not anchors:
+            return [], []
+        rows, ids = [inputs[anchor.row] for anchor in anchors], [anchor.tokens for anchor in anchors]
+        texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        scores: list[float | None] = self.reward_funcs[0](
+            prompts=[row["prompt"] for row in rows],
+            completions=texts,
+            completion_ids=ids,
+            trainer_state=self.state,
+            log_extra=None,
+            log_metric=lambda name, value: None,
+            **{key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")},
+        )
+        return texts, scores
 
     def _informative(self, inputs: list[dict[str, Any]]) -> Round:
         """A rollout, its groups with equal rewards exchanged for others from further rounds of prompts as long as there
@@ -237,8 +295,8 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         kept = self._kept(rounds[0])
         while sum(kept) < wanted and len(rounds) < self.spec.sampling_rounds:
             key = (self.args.seed, self._step // self.args.steps_per_generation)
-            chosen = further(len(self.train_dataset), wanted, len(rounds), key)
-            prompts = [row for row in chosen for _ in range(size)][mine]
+            more = further(len(self.train_dataset), wanted, len(rounds), key)
+            prompts = [row for row in more for _ in range(size)][mine]
             rounds.append(self._sampled([self.train_dataset[row] for row in prompts], len(rounds)))
             kept += self._kept(rounds[-1])
         if self.spec.sampling_rounds > 1:
@@ -249,18 +307,17 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         if len(rounds) == 1:
             return rounds[0]
         numbers = range(len(kept))
-        groups = fill([n for n in numbers if kept[n]], [n for n in numbers if not kept[n]], wanted)
+        chosen = fill([n for n in numbers if kept[n]], [n for n in numbers if not kept[n]], wanted)
         everyone = [
             one._replace(tensors={name: self._of_all(v, left=name in LEFT) for name, v in one.tensors.items()})
             for one in rounds
         ]
-        found = together(everyone, groups, size, mine)
+        found = together(everyone, chosen, size, mine)
         return found._replace(tensors={name: v.to(self.accelerator.device) for name, v in found.tensors.items()})
 
     def _kept(self, one: Round) -> list[bool]:
         """Whether each of its groups has rewards that differ."""
-        size = self.num_generations
-        return informative([one.rewards[first : first + size] for first in range(0, len(one.rewards), size)])
+        return informative(groups(one.rewards, self.num_generations))
 
     def _described(self, output: dict[str, Any]) -> dict[str, Any]:
         """What the objective asks to know of this process's completions, by the names its spec uses."""

@@ -26,6 +26,15 @@ Place = tuple[int, int, int]
 
 LEFT = ("prompt_ids", "prompt_mask")
 """Tensors of a rollout that are padded on the left; those of completions are on the right."""
+BY_TOKEN = {
+    "completion_ids",
+    "completion_mask",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+}
+"""What TRL tells of each token of a completion, `[B, T]`."""
 
 
 class Rollouts(Sampler[int]):
@@ -70,6 +79,32 @@ def further(rows: int, prompts: int, number: int, key: tuple[int, ...]) -> list[
 
 
 class Demonstrations:
+    """The examples' own completions as tokens of a rollout.
+
+    Args:
+        tokenizer: Of the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._encode = Encoder(tokenizer, ("prompt", "completion"))
+
+    def tokens(self, rows: Sequence[Mapping[str, Any]], prompts: Sequence[list[int]]) -> list[list[int]]:
+        """The examples' own completions as supervised training has them, after the prompt and up to the token that ends
+        them; none where an example has no completion or the chat template writes the prompt differently before it.
+        """
+        having = [number for number, row in enumerate(rows) if row.get("completion")]
+        coded = self._encode([rows[number] for number in having])
+        ends = coded.sizes.cumsum()
+        found: list[list[int]] = [[] for _ in rows]
+        for number, end, size in zip(having, ends.tolist(), coded.sizes.tolist(), strict=True):
+            ids, trained = coded.ids[end - size : end].tolist(), coded.mask[end - size : end].nonzero()[0]
+            start = len(prompts[number])
+            if size and ids[:start] == prompts[number]:
+                found[number] = ids[start : int(trained[-1]) + 1]
+        return found
+
+
+class Beginnings(Demonstrations):
     """What the last completion of each group is given of the example's own completion.
 
     Args:
@@ -89,10 +124,10 @@ class Demonstrations:
         limit: int,
         seed: int,
     ) -> None:
-        self._encode = Encoder(tokenizer, ("prompt", "completion"))
+        super().__init__(tokenizer)
         self._shares, self._group_size, self._limit, self._seed = shares, group_size, limit, seed
 
-    def beginnings(
+    def __call__(
         self, rows: Sequence[Mapping[str, Any]], prompts: Sequence[list[int]], places: Sequence[Place], step: int
     ) -> list[list[int]]:
         """Tokens each completion begins with; none but for the last of a group whose row has a demonstration.
@@ -113,20 +148,34 @@ class Demonstrations:
             found[number] = whole[: min(given, self._limit - 1)]
         return found
 
-    def tokens(self, rows: Sequence[Mapping[str, Any]], prompts: Sequence[list[int]]) -> list[list[int]]:
-        """The examples' own completions as supervised training has them, after the prompt and up to the token that ends
-        them; none where an example has no completion or the chat template writes the prompt differently before it.
-        """
-        having = [number for number, row in enumerate(rows) if row.get("completion")]
-        coded = self._encode([rows[number] for number in having])
-        ends = coded.sizes.cumsum()
-        found: list[list[int]] = [[] for _ in rows]
-        for number, end, size in zip(having, ends.tolist(), coded.sizes.tolist(), strict=True):
-            ids, trained = coded.ids[end - size : end].tolist(), coded.mask[end - size : end].nonzero()[0]
-            start = len(prompts[number])
-            if size and ids[:start] == prompts[number]:
-                found[number] = ids[start : int(trained[-1]) + 1]
-        return found
+
+class Anchor(NamedTuple):
+    """A demonstration in the place of a completion."""
+
+    row: int
+    """Of this process."""
+    tokens: list[int]
+
+
+def anchored(tensors: dict[str, Tensor], anchors: Sequence[Anchor]) -> dict[str, Tensor]:
+    """The tensors of a rollout with some completions exchanged for demonstrations, which `prefix_mask` marks.
+
+    No policy of ours sampled them: their log-probs are 0, that of the engine is not known, and nothing weighs them.
+    """
+    device, old = tensors["completion_ids"].device, tensors["completion_ids"].shape[1]
+    width = max([old, *(len(anchor.tokens) for anchor in anchors)])
+    found = dict(tensors)
+    for name in BY_TOKEN & tensors.keys():
+        found[name] = widened(tensors[name], width).clone()
+    found["prefix_mask"] = torch.zeros_like(found["completion_mask"], dtype=torch.bool)
+    for row, tokens in anchors:
+        live = torch.arange(width, device=device) < len(tokens)
+        for name in BY_TOKEN & tensors.keys():
+            found[name][row] = {"sampling_per_token_logps": torch.nan, "importance_sampling_ratio": 1}.get(name, 0)
+        found["completion_ids"][row, live] = torch.tensor(tokens, device=device)
+        found["completion_mask"][row] = live.to(found["completion_mask"].dtype)
+        found["prefix_mask"][row] = live
+    return found
 
 
 class Round(NamedTuple):
@@ -169,6 +218,11 @@ def widened(value: Tensor, width: int, *, left: bool = False) -> Tensor:
     """`[B, T]` with columns of zeros up to `width`, in front if `left`."""
     more = value.new_zeros((len(value), width - value.shape[1], *value.shape[2:]))
     return torch.cat([more, value] if left else [value, more], dim=1)
+
+
+def groups(values: Sequence[float], size: int) -> list[Sequence[float]]:
+    """The values of each group of `size` rows."""
+    return [values[first : first + size] for first in range(0, len(values), size)]
 
 
 def take(tensors: dict[str, Any], rows: Tensor) -> dict[str, Any]:
