@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from seqtune.models.forest import attention
+from seqtune.rollout.attention import NAME
 from seqtune.rollout.noise import gumbel
 from seqtune.rollout.transformers import generate, truncated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 END, PAD, V = [30, 3, 11], 31, 32
 
 
-@pytest.fixture(scope="module", params=["qwen3", "gpt2"])
-def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+@pytest.fixture(scope="module", params=[("qwen3", NAME), ("qwen3", "sdpa"), ("gpt2", NAME), ("gpt2", "sdpa")])
+def model(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel]:
+    """Each with its own cache and with prompts held once (`NAME`)."""
+    architecture, name = request.param
+    made = build(architecture)
+    with attention(made, name):
+        yield made
+
+
+def build(architecture: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    if request.param == "gpt2":  # learnt absolute positions: wrong position ids change the output
+    if architecture == "gpt2":  # learnt absolute positions: wrong position ids change the output
         return GPT2LMHeadModel(
             GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.4)
         )
@@ -45,14 +60,15 @@ def test_greedy_equals_generate_without_padding(model: PreTrainedModel, prompts:
     expected = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=12,
-            do_sample=False,
-            eos_token_id=END,
-            pad_token_id=PAD,
-        )
+        with attention(model, "sdpa"):
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=12,
+                do_sample=False,
+                eos_token_id=END,
+                pad_token_id=PAD,
+            )
         expected.append(out[0, len(prompt) :].tolist())
     assert any(row[-1] in END for row in expected), "the test needs rows that end early"
     assert any(row[-1] not in END for row in expected), "and rows that do not"
@@ -74,7 +90,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_batch(model: PreTrainedMode
 def test_frequencies_follow_the_softmax(model: PreTrainedModel, changes: dict[str, float]) -> None:
     """χ² of 4000 first tokens; its 99.9999 % bound is about df + 7 sqrt(2 df) for these df."""
     prompt = [4, 8, 15]
-    with torch.no_grad():
+    with torch.no_grad(), attention(model, "sdpa"):
         logits = model.eval()(torch.tensor([prompt])).logits[0, -1].double()
     logits = logits / changes.get("temperature", 1.0)
     order = logits.argsort(descending=True)

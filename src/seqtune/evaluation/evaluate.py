@@ -16,9 +16,11 @@ from seqtune.data.rows import WHERE
 from seqtune.data.tokenize import prompt_ids, tokenize
 from seqtune.errors import SeqtuneError
 from seqtune.evaluation.stats import Estimate, bootstrap, maj_at_k, pass_at_k, wilson
+from seqtune.models.forest import attention, refusal
 from seqtune.rewards.answers import marked_answer
 from seqtune.rewards.exact import normalised
 from seqtune.rewards.score import score
+from seqtune.rollout.attention import NAME
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import evaluation_mode, generate
 
@@ -180,6 +182,17 @@ def _judge(
     return judge
 
 
+def rollout_attention(model: PreTrainedModel, longest: int) -> str:
+    """The attention a model completes prompts with: one that holds each prompt once, or its own where it cannot.
+
+    Args:
+        model: The model, or an adapter around it.
+        longest: Tokens of the longest prompt with its completion.
+    """
+    own: str = model.config._attn_implementation
+    return NAME if refusal(model.config, shared=True, longest=longest) is None else own
+
+
 def _generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -192,19 +205,21 @@ def _generate(
     # Longest first and equal prompts together: batches pad little, share prefills, and memory peaks at the start.
     order = sorted(range(len(places)), key=lambda i: (-len(prompts[places[i][0]]), places[i]))
     found: list[list[int]] = [[] for _ in places]
+    longest = max(map(len, prompts)) + spec.max_new_tokens
     for start in range(0, len(order), spec.batch_size):
         batch = order[start : start + spec.batch_size]
-        made = generate(
-            model,
-            [prompts[places[i][0]] for i in batch],
-            max_new_tokens=spec.max_new_tokens,
-            eos_token_id=_ends(model, tokenizer),
-            pad_token_id=int(tokenizer.pad_token_id),
-            temperature=spec.temperature,
-            greedy=spec.name == "greedy",
-            seeds=[seed_of(spec.seed, *places[i]) for i in batch],
-            batch_size=spec.batch_size,
-        )
+        with attention(model, rollout_attention(model, longest)):
+            made = generate(
+                model,
+                [prompts[places[i][0]] for i in batch],
+                max_new_tokens=spec.max_new_tokens,
+                eos_token_id=_ends(model, tokenizer),
+                pad_token_id=int(tokenizer.pad_token_id),
+                temperature=spec.temperature,
+                greedy=spec.name == "greedy",
+                seeds=[seed_of(spec.seed, *places[i]) for i in batch],
+                batch_size=spec.batch_size,
+            )
         for i, completion in zip(batch, made, strict=True):
             found[i] = completion
         tell(start + len(batch), len(order))

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from seqtune.rollout.attention import NAME, Shared
 from seqtune.rollout.noise import gumbel
 
 if TYPE_CHECKING:
@@ -112,30 +114,16 @@ def _decode(
     pad: int,
     choose: Callable[[Tensor, int, Tensor], Tensor],
 ) -> list[list[int]]:
-    """One left-padded batch, token by token; `choose(logits[B, V], step, alive[B]) -> tokens[B]`."""
+    """One batch, token by token; `choose(logits[B, V], step, alive[B]) -> tokens[B]`."""
     device: torch.device = model.get_input_embeddings().weight.device
-    accepted = _forward_arguments(model)
+    sharded = isinstance(next(model.parameters()), DTensor)
     distinct = list(dict.fromkeys(map(tuple, prompts)))
-    longest = max(map(len, distinct))
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in distinct], device=device)  # [U, P]
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in distinct], device=device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-
-    def forward(ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        extra: dict[str, Any] = {"position_ids": positions} if "position_ids" in accepted else {}
-        if "logits_to_keep" in accepted:
-            extra["logits_to_keep"] = 1
-        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-        return out.logits[:, -1].float(), out.past_key_values
-
-    logits, cache = forward(ids, mask, positions, None)
-    which = {prompt: i for i, prompt in enumerate(distinct)}
-    expand = torch.tensor([which[tuple(p)] for p in prompts], device=device)  # [B] into [U]
-    if len(distinct) < len(prompts):
-        cache.reorder_cache(expand)
-    logits, mask, positions = logits[expand], mask[expand], positions[expand, -1:]
-    room = torch.ones(len(prompts), max_new_tokens, dtype=mask.dtype, device=device)
-    mask = torch.cat([mask, room], 1)  # [B, P + max_new_tokens], of which each step sees a prefix
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    which = torch.tensor([place[tuple(p)] for p in prompts], device=device)
+    reader = (_SharedPrompts if _base(model).config._attn_implementation == NAME else _OwnCache)(
+        model, distinct, which, pad
+    )
+    logits = reader.begin(sharded)
 
     alive = torch.arange(len(prompts), device=device)  # row of `prompts` that each row of the batch belongs to
     ending = torch.tensor(ends, device=device)
@@ -146,14 +134,13 @@ def _decode(
         chosen.append((alive, tokens.masked_fill(finished, -1)))
         finished = finished | torch.isin(tokens, ending)
         left = int((~finished).sum())
-        if step + 1 == max_new_tokens or _all_ranks_done(model, left == 0, device):
+        if step + 1 == max_new_tokens or (_all_ranks(left == 0, device) if sharded else left == 0):
             break
         if 0 < left <= 0.75 * len(alive):  # finished rows leave the batch once they are a quarter of it
             keep = (~finished).nonzero().squeeze(1)
-            cache.reorder_cache(keep)
-            alive, tokens, mask, positions, finished = (x[keep] for x in (alive, tokens, mask, positions, finished))
-        positions = positions + 1
-        logits, cache = forward(tokens.unsqueeze(1), mask[:, : longest + step + 1], positions, cache)
+            reader.keep(keep)
+            alive, tokens, finished = alive[keep], tokens[keep], finished[keep]
+        logits = reader.next(tokens)
 
     completions: list[list[int]] = [[] for _ in prompts]
     for rows, tokens in chosen:
@@ -163,17 +150,102 @@ def _decode(
     return completions
 
 
-def _forward_arguments(model: Any) -> set[str]:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(base.forward).parameters)
+class _Reader:
+    """A model that reads prompts and then one token of each completion at a time.
+
+    Args:
+        model: The model, or an adapter around it.
+        prompts: [U] distinct.
+        which: [B] prompt of each completion, in rising order.
+        pad: Any valid token.
+    """
+
+    def __init__(self, model: Any, prompts: list[tuple[int, ...]], which: Tensor, pad: int) -> None:
+        self.model, self.prompts, self.which, self.pad = model, prompts, which, pad
+        self._accepted = set(inspect.signature(_base(model).forward).parameters)
+
+    def _read(self, ids: Tensor, positions: Tensor, last: int | Tensor = 1, **given: Any) -> Any:
+        """The model's output for `[., T]` tokens, its logits for the `last` ones or for those at these indices."""
+        if "position_ids" in self._accepted:
+            given["position_ids"] = positions
+        if "logits_to_keep" in self._accepted:
+            given["logits_to_keep"] = last
+        out = self.model(input_ids=ids, **given)
+        if "logits_to_keep" not in self._accepted:
+            out.logits = out.logits[:, -last:] if isinstance(last, int) else out.logits[:, last]
+        return out
 
 
-def _all_ranks_done(model: Any, done: bool, device: torch.device) -> bool:
-    """Whether decoding may stop. With sharded weights every forward is collective, so all ranks stop together."""
-    from torch.distributed.tensor import DTensor
+class _SharedPrompts(_Reader):
+    """Of a model that reads forests: prompts are read without padding and held once."""
 
-    if not isinstance(next(model.parameters()), DTensor):
-        return done
+    def begin(self, at_once: bool) -> Tensor:
+        """[B, V] logits of the first token of each completion; with `at_once` from one forward pass."""
+        self.shared = Shared(self.prompts, self.which)
+        found = []
+        for flat, last in self.shared.readings(at_once):
+            ids, positions = (
+                torch.from_numpy(x)[None].to(last.device) for x in (flat.input_ids, flat.forest.position_ids)
+            )
+            found.append(self._forward(ids, positions, last)[0])
+        return torch.cat(found)[self.which]
+
+    def next(self, tokens: Tensor) -> Tensor:
+        """[B, V] logits after these tokens."""
+        logits = self._forward(tokens.unsqueeze(1), self.shared.positions, 1)[:, 0]
+        self.shared.read()
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these completions alone."""
+        self.shared.keep(rows)
+
+    def _forward(self, ids: Tensor, positions: Tensor, last: int | Tensor) -> Tensor:
+        logits: Tensor = self._read(ids, positions, last, use_cache=False, rollout=self.shared).logits
+        return logits.float()
+
+
+class _OwnCache(_Reader):
+    """Of any model: one left-padded batch, and the model's cache."""
+
+    cache: Any = None
+
+    def begin(self, at_once: bool) -> Tensor:
+        """[B, V] logits of the first token of each completion; always from one forward pass."""
+        longest, device = max(map(len, self.prompts)), self.which.device
+        ids = torch.tensor([[self.pad] * (longest - len(p)) + list(p) for p in self.prompts], device=device)  # [U, P]
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in self.prompts], device=device)
+        self.mask, self.positions = mask, (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self._forward(ids)
+        if len(self.prompts) < len(self.which):
+            self.cache.reorder_cache(self.which)
+        self.mask, self.positions = self.mask[self.which], self.positions[self.which, -1:]
+        return logits[self.which]
+
+    def next(self, tokens: Tensor) -> Tensor:
+        """[B, V] logits after these tokens."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        self.positions = self.positions + 1
+        return self._forward(tokens.unsqueeze(1))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these completions alone."""
+        self.cache.reorder_cache(rows)
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        out = self._read(ids, self.positions, attention_mask=self.mask, past_key_values=self.cache, use_cache=True)
+        self.cache = out.past_key_values
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _all_ranks(done: bool, device: torch.device) -> bool:
+    """Whether all ranks are done. With sharded weights every forward is collective, so they stop together."""
     flag = torch.tensor(int(done), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
     return bool(flag.item())

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
+from seqtune.evaluation.evaluate import rollout_attention
+from seqtune.models.forest import attention
 from seqtune.objectives.offline import fit_value
 from seqtune.rewards.score import score
 from seqtune.rollout.noise import seed_of
@@ -136,18 +138,20 @@ def _own_rewards(run: StageRun, rows: Dataset) -> Any:
     samples = objective.value_samples
     prompts = [ids for ids in rows["prompt_ids"] for _ in range(samples)]
     seeds = [seed_of(stage.train.seed, -1, row, sample) for row in range(len(rows)) for sample in range(samples)]
-    made = generate(
-        run.model,
-        prompts,
-        max_new_tokens=rollout.max_new_tokens,
-        eos_token_id=_ends(run),
-        pad_token_id=int(run.tokenizer.pad_token_id),
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        seeds=seeds,
-        batch_size=stage.eval.batch_size,
-    )
+    longest = max(map(len, prompts)) + rollout.max_new_tokens
+    with attention(run.model, rollout_attention(run.model, longest)):
+        made = generate(
+            run.model,
+            prompts,
+            max_new_tokens=rollout.max_new_tokens,
+            eos_token_id=_ends(run),
+            pad_token_id=int(run.tokenizer.pad_token_id),
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            seeds=seeds,
+            batch_size=stage.eval.batch_size,
+        )
     texts = run.tokenizer.batch_decode(made, skip_special_tokens=True)
     examples = run.examples.train.select(rows["example"])
     repeated = {
