@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,7 @@ from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.specs import Custom
 from seqtune.training.policy import trainer
 
-if TYPE_CHECKING:
-    from pathlib import Path
+PAGES = Path(__file__).parents[2] / "docs" / "objectives"
 
 
 def scored(objective: dict[str, Any], **changes: dict[str, Any]) -> Any:
@@ -40,6 +41,14 @@ def test_which_objectives_need_nothing_but_rollouts() -> None:
     }  # fmt: skip
 
 
+def promised(name: str) -> set[str]:
+    """The metrics that an objective's page promises whatever the fields say."""
+    page = (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    rows = page.partition("\n## Metrics\n")[2].partition("\n## ")[0].splitlines()
+    told = (row.split("|") for row in rows if row.startswith("| `") and "only with" not in row)
+    return {key for _, keys, *_ in told for key in re.findall(r"`(.+?)`", keys)}
+
+
 @pytest.mark.parametrize("name", runnable())
 def test_it_takes_stale_steps(name: str, tmp_path: Path) -> None:
     """Two updates a rollout; metrics finite, the second update off policy."""
@@ -47,6 +56,7 @@ def test_it_takes_stale_steps(name: str, tmp_path: Path) -> None:
     trainer(stage_run(tmp_path, scored({"name": name}, **changes))).train()
     rows = RunFolder(tmp_path).metrics()
     assert [row["step"] for row in rows] == [1, 2]
+    assert promised(name) <= rows[0].keys()
     for row in rows:
         assert all(value == value and abs(value) < 1e6 for value in row.values() if isinstance(value, float)), row
     assert rows[0]["policy/approx_kl"] == pytest.approx(0, abs=1e-9)
