@@ -296,7 +296,7 @@ box(["p"], ["import time\\ntime.sleep(1000)"], tests=["x"])
 
 LAYERS = """
 import dataclasses, json, sys
-from seqtune.rewards import jail, jailer
+from seqtune.sandbox import jail, jailer
 without, attacks = map(json.loads, sys.argv[1:])
 limits = jailer.Limits(2**29, 64, 2**20)
 jail.adopt_orphans()
@@ -376,7 +376,7 @@ def test_another_user_is_as_safe_as_root(victim, without: dict) -> None:
 
 def test_a_machine_without_the_essentials_is_refused(tmp_path) -> None:
     code = (
-        "import sys; from seqtune.rewards import jail, jailer; jail.landlock_version = lambda: 0\n"
+        "import sys; from seqtune.sandbox import jail, jailer; jail.landlock_version = lambda: 0\n"
         "def refused(flags): raise PermissionError(1, 'no')\n"
         "jail.unshare = refused\n"
         'sys.argv[1:] = [\'{"memory": 1000000000, "processes": 64, "output": 1000}\']; jailer.main()'

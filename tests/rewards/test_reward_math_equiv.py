@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqtune.errors import SeqtuneError
-from seqtune.rewards import child as child_process
 from seqtune.rewards.answers import plain_integer
 from seqtune.rewards.math_worker import judge
 from seqtune.rewards.specs import MathEquiv
+from seqtune.sandbox import child as child_process
 
 
 @pytest.fixture(scope="module")

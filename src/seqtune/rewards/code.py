@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from seqtune.errors import SeqtuneError
-from seqtune.rewards.child import Child
+from seqtune.sandbox.child import Child
 
 MARGIN = 30.0
 """Seconds beyond its timeout after which a job that gave no verdict is given up with its jailer."""
@@ -42,7 +42,7 @@ class CodeExec:
     """`reward(prompts, completions, tests=[...])`: 1.0 where the program passes all its tests, else 0.0.
 
     Every program runs in a process of its own that can reach neither the network nor files of the user, within limits;
-    `seqtune.rewards.jailer` says how. A row without tests gets None, and so does one for which the sandbox gave no
+    `seqtune.sandbox.jailer` says how. A row without tests gets None, and so does one for which the sandbox gave no
     answer.
 
     Args:
@@ -72,7 +72,7 @@ class CodeExec:
         limits = json.dumps({"memory": memory * 2**20, "processes": processes, "output": output * 2**10})
         self._jailers = [
             Child(
-                "seqtune.rewards.jailer",
+                "seqtune.sandbox.jailer",
                 limits,
                 purpose="the sandbox for code",
                 where="reward code_exec",

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from seqtune.errors import SeqtuneError, did_you_mean
-from seqtune.rewards.child import Child
+from seqtune.sandbox.child import Child
+from seqtune.sandbox.functions import load_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
 
 def load(name: str, *, timeout: float | None = None) -> Callable[..., Any]:
@@ -32,24 +27,13 @@ def load(name: str, *, timeout: float | None = None) -> Callable[..., Any]:
         SeqtuneError: The module, the file or the function does not exist, importing it fails, it is not callable, or it
             wants a parameter that is neither `prompts`, `completions` nor a column (at the call).
     """
-    place, _, attribute = name.rpartition(":")
-    module = _from_file(Path(place).expanduser(), name) if place.endswith(".py") else _from_module(place, name)
-    function = getattr(module, attribute, None)
-    if function is None:
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise SeqtuneError(
-            f"'{place}' has no function '{attribute}'",
-            where=f"reward.name={name}",
-            hint=did_you_mean(attribute, public),
-        )
-    if not callable(function):
-        raise SeqtuneError(f"'{attribute}' of '{place}' cannot be called", where=f"reward.name={name}")
+    function = load_function(name, "reward.name")
     reward = _taking_columns(function, name)
     if timeout is None:
         return reward
     if not inspect.iscoroutinefunction(function):
         raise SeqtuneError(
-            f"'{attribute}' is not `async def`, so nothing can interrupt it in this process",
+            f"'{name.rpartition(':')[2]}' is not `async def`, so nothing can interrupt it in this process",
             where="reward.timeout",
             hint="reward.workers=4 runs it in processes of its own, which can be stopped",
         )
@@ -114,44 +98,6 @@ class Pooled:
 
         with ThreadPoolExecutor(len(self._workers)) as pool:
             return list(pool.map(one, range(len(completions))))
-
-
-def _from_file(path: Path, name: str) -> ModuleType:
-    if not path.is_file():
-        raise SeqtuneError(
-            f"there is no file '{path}'",
-            where=f"reward.name={name}",
-            hint=f"paths are relative to the working directory, {Path.cwd()}",
-        )
-    title = f"seqtune_reward_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    spec = spec_from_file_location(title, path)
-    assert spec is not None  # a .py file always has a loader
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[title] = module  # dataclasses and typing look modules up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # importing a user's code may raise anything
-        del sys.modules[title]
-        raise SeqtuneError(_failed(str(path), error), where=f"reward.name={name}") from error
-    return module
-
-
-def _from_module(place: str, name: str) -> ModuleType:
-    try:
-        return import_module(place)
-    except ModuleNotFoundError as error:
-        raise SeqtuneError(
-            _failed(place, error),
-            where=f"reward.name={name}",
-            hint="install the package, or name a file: reward.name=path/to/file.py:function",
-        ) from error
-    except Exception as error:  # importing a user's code may raise anything
-        raise SeqtuneError(_failed(place, error), where=f"reward.name={name}") from error
-
-
-def _failed(place: str, error: Exception) -> str:
-    return f"importing '{place}' fails with {type(error).__name__}: {error}"
 
 
 def _taking_columns(function: Callable[..., Any], name: str) -> Callable[..., Any]:

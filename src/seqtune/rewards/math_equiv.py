@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from seqtune.rewards.answers import ascii_maths, marked_answer, plain_integer, references
-from seqtune.rewards.child import Child
+from seqtune.sandbox.child import Child
 
 
 class MathEquiv:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from seqtune.rewards import jail
+from seqtune.sandbox import jail
 
 FILE_SIZE = 16 * 2**20
 """Bytes a file may have."""
@@ -261,12 +261,12 @@ def run(job: dict[str, Any], protections: Protections, limits: Limits) -> dict[s
 
     Args:
         job: `program` and `tests` (source code), `timeout` in seconds, `watched`: whether attempts count as such even
-            if the program goes on after them.
+            if the program goes on after them, `shown`: bytes of the output that are wanted, 0 where it is missing.
         protections: What `prepare` found.
         limits: What the program may use.
 
     Returns:
-        `verdict`, `passed` and `total` tests, `message`.
+        `verdict`, `passed` and `total` tests, `message`, and `output`: the beginning of what was printed.
     """
     uid, gid = os.getuid(), os.getgid()
     if protections.other_user:
@@ -290,7 +290,8 @@ def run(job: dict[str, Any], protections: Protections, limits: Limits) -> dict[s
         seen = _watch(keeper, {name: ends[0] for name, ends in pipes.items()}, job["timeout"], limits)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return judge(seen, nonce, len(job["tests"]))
+    shown = seen.output[: job.get("shown", 0)].decode(errors="replace")
+    return {**judge(seen, nonce, len(job["tests"])), "output": shown}
 
 
 def _mapped(uid: int) -> bool:
@@ -302,16 +303,17 @@ def _mapped(uid: int) -> bool:
 
 @dataclass
 class Seen:
-    """What the jailer saw of a job: why it killed it (or ""), the wait status of the program, its report."""
+    """What the jailer saw of a job: why it killed it (or ""), the wait status of the program, report and output."""
 
     killed: str = ""
     status: int | None = None
     report: bytes = b""
+    output: bytes = b""
 
 
 def _watch(keeper: int, ends: dict[str, int], timeout: float, limits: Limits) -> Seen:
     """Wait for the end of a job, or bring it about; nothing of it runs afterwards."""
-    seen, written = Seen(), 0
+    seen = Seen()
     deadline = time.monotonic() + timeout
     mine = _resident(os.getpid())
     names = {end: name for name, end in ends.items()}
@@ -335,8 +337,8 @@ def _watch(keeper: int, ends: dict[str, int], timeout: float, limits: Limits) ->
             elif names[end] == "report":
                 seen.report = (seen.report + part)[:REPORT]
             else:
-                written += len(part)
-                if written > limits.output:
+                seen.output += part
+                if len(seen.output) > limits.output:
                     seen.killed = "output"
         if time.monotonic() >= look:
             tasks, memory = _usage(keeper, mine)
@@ -349,7 +351,8 @@ def _watch(keeper: int, ends: dict[str, int], timeout: float, limits: Limits) ->
     if not seen.killed:
         # What was written just before the end: bounded by what a pipe holds.
         seen.report += _rest(ends["report"])
-        if written + len(_rest(ends["output"])) > limits.output:
+        seen.output += _rest(ends["output"])
+        if len(seen.output) > limits.output:
             seen.killed = "output"
     seen.status = int(status) if status else None
     for end in ends.values():
