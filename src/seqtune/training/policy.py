@@ -97,7 +97,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         self._round, self._rows, self._given = 0, [], []
         super().__init__(run, **kwargs)
         shares = self.spec.build_prefix_shares(self.args.max_steps)
-        self.demonstrations = Demonstrations(run.tokenizer)
+        self.demonstrations = None if self.spec.anchor_below is None else Demonstrations(run.tokenizer)
         self.beginnings = shares and Beginnings(
             run.tokenizer,
             shares,
@@ -243,18 +243,19 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             )
         )
         one = Round(tensors, rewards, list(zip(prompts, completions, strict=True)))
-        return one if self.spec.anchor_below is None else self._anchored(one, inputs, self.spec.anchor_below)
+        return one if self.demonstrations is None else self._anchored(one, inputs, self.demonstrations)
 
-    def _anchored(self, one: Round, inputs: list[dict[str, Any]], success: float) -> Round:
+    def _anchored(self, one: Round, inputs: list[dict[str, Any]], demonstrations: Demonstrations) -> Round:
         """A round in which a group without a success has its last completion exchanged for the example's own, where
         the reward calls that a success and it is not too long.
         """
         size, limit, first = self.num_generations, self.max_completion_length, self._mine(len(inputs)).start
+        success: float = self.spec.anchor_below  # type: ignore[assignment]  # there are demonstrations
         failed = [not any(reward > success for reward in group) for group in groups(one.rewards, size)]
         last = [row for row in range(len(inputs)) if (first + row) % size == size - 1 and failed[(first + row) // size]]
         live = one.tensors["prompt_mask"].bool()
         prompts = [one.tensors["prompt_ids"][row][live[row]].tolist() for row in last]
-        wholes = self.demonstrations.tokens([inputs[row] for row in last], prompts)
+        wholes = demonstrations.tokens([inputs[row] for row in last], prompts)
         fitting = [Anchor(*pair) for pair in zip(last, wholes, strict=True) if 0 < len(pair[1]) <= limit]
         texts, scores = self._judged(inputs, fitting)
         good = [n for n, score in enumerate(scores) if score is not None and score > success]
