@@ -6,6 +6,7 @@ The rows of a step are the same for one process with twice the micro-batch as fo
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from seqtune.config.axes import DataSpec, EvalSpec, TinyModelSpec, TrainSpec
 from seqtune.config.plan import Stage
 from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
+from seqtune.objectives.methods import ALol, Slic, Tempo
 from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
 from seqtune.packing.specs import BestFit
 from seqtune.parallel.launch import to_launcher
@@ -25,14 +27,19 @@ from seqtune.peft.specs import Full, Lora
 from seqtune.registry import load
 from seqtune.report.run_folder import RunFolder
 from seqtune.training.common import StageRun, is_main
-from seqtune.training.run import TRAINERS
+from seqtune.training.run import trainer_of
 
 if TYPE_CHECKING:
     from seqtune.config.spec import ParallelSpec
 
 STEPS = 2
 CASES = (("sft", "full"), ("dpo", "full"), ("dpo", "lora"), ("kto", "full"), ("reward", "full"))
-OBJECTIVES = {"sft": Sft, "dpo": Dpo, "kto": Kto, "reward": Reward}
+CASES += (("a_lol", "full"), ("a_lol", "lora"), ("slic", "full"), ("tempo", "full"))
+OBJECTIVES: dict[str, Any] = {
+    **{"sft": Sft, "dpo": Dpo, "kto": Kto, "reward": Reward, "slic": Slic, "tempo": Tempo},
+    "a_lol": partial(ALol, value="group_mean"),
+}
+FROM_GROUPS = ("a_lol", "slic", "tempo")
 
 
 class Capture(TrainerCallback):
@@ -55,6 +62,13 @@ def examples(kind: str) -> Dataset:
         {"prompt": f"{n} times {n} is ", "chosen": f"{n * n}" * (1 + n % 5), "rejected": f"{n}, I think" * (1 + n % 3)}
         for n in range(11)
     ]
+    if kind in FROM_GROUPS:
+        made = [[row["chosen"], row["rejected"], row["chosen"] + "!"][: 2 + n % 2] for n, row in enumerate(rows)]
+        scores = [1.0, 0.0, 0.5]
+        rows = [
+            {"prompt": row["prompt"], "completions": texts, "scores": scores[: len(texts)]}
+            for row, texts in zip(rows, made, strict=True)
+        ]
     if kind == "sft":
         rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
     return Dataset.from_list(rows)
@@ -66,7 +80,7 @@ def trace(out: Path, kind: str, peft: str, parallel: ParallelSpec) -> None:
     stage = Stage(
         name=kind,
         model=TinyModelSpec(name="tiny", hidden_size=32, layers=2, heads=2, kv_heads=1, intermediate_size=64),
-        data=DataSpec(path="none"),
+        data=DataSpec(path="none", format="groups" if kind in FROM_GROUPS else "text"),
         packing=BestFit(capacity=64),
         objective=OBJECTIVES[kind](),
         peft=Lora(rank=2) if peft == "lora" else Full(),
@@ -93,7 +107,7 @@ def trace(out: Path, kind: str, peft: str, parallel: ParallelSpec) -> None:
         examples=Examples(train=rows.select(range(8)), heldout=rows.select(range(8, 11)), skipped={}),
         checkpoint=None,
     )
-    made = load(TRAINERS[stage.objective.family])(run)
+    made = load(trainer_of(stage))(run)
     capture = Capture()
     made.add_callback(capture)
     made.train()

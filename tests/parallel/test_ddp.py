@@ -36,9 +36,10 @@ def test_gradients_and_metrics_equal_those_of_one_process(case: str, traced: tup
     assert len(expected) == len(found) == gradients.STEPS
     for step, other in zip(expected, found, strict=True):
         assert step.keys() == other.keys()
-        assert max(gradient.abs().max() for gradient in step.values()) > 1e-2
+        largest = max(float(gradient.abs().max()) for gradient in step.values())
+        assert largest > 1e-2
         for name, gradient in step.items():
-            assert torch.allclose(gradient, other[name], rtol=0, atol=1e-6), name
+            assert torch.allclose(gradient, other[name], rtol=0, atol=1e-6 * max(1.0, largest)), name
     for row, other in zip(rows_of(one), rows_of(two), strict=True):
         assert row.keys() == other.keys()
         layout = {"tokens/computed", "tokens/padded", "tokens/saving"}  # follow from how the step is cut

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from seqtune.objectives.policy import LOG_RATIO_BOUND
-from seqtune.objectives.reduce import at_least_fp32, divided, masked, masked_mean, masked_sum
+from seqtune.objectives.reduce import at_least_fp32, divided, masked, masked_sum, sequence_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,9 +86,9 @@ def a_lol_loss(
     metrics = {
         "a_lol/advantage": a.mean(),
         "a_lol/learnt_from": (a > 0).to(a.dtype).mean(),
-        "a_lol/ratio_mean": masked_mean(c.expand_as(q), live),
-        "a_lol/clipped": masked_mean((cut != c).to(q.dtype).expand_as(q), live),
-        "a_lol/nll": masked_mean(-log_pi, live),
+        "a_lol/ratio_mean": sequence_mean(c.expand_as(q), live),
+        "a_lol/clipped": sequence_mean((cut != c).to(q.dtype).expand_as(q), live),
+        "a_lol/nll": sequence_mean(-log_pi, live),
     }
     return divided(total, denominator), {key: value.detach() for key, value in metrics.items()}
 

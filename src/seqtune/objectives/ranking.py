@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from seqtune.objectives.reduce import at_least_fp32, divided, masked, masked_mean, masked_sum
+from seqtune.objectives.reduce import at_least_fp32, divided, masked, masked_mean, masked_sum, sequence_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +72,8 @@ def slic_loss(
         denominator: Prompts of the whole optimiser step.
 
     Returns:
-        The scalar loss, and `rank/accuracy` (share of pairs in the right order), `rank/tied` (share of prompts without
-        a pair) and `rank/best_logp` (mean lp of the best).
+        The scalar loss, and `rank/accuracy` (share of a prompt's pairs in the right order), `rank/tied` (share of
+        prompts without a pair) and `rank/best_logp` (mean lp of the best).
     """
     lp, s = at_least_fp32(logps), scores.to(at_least_fp32(logps).dtype)
     best = s.nan_to_num(nan=-torch.inf).argmax(1, keepdim=True)
@@ -82,7 +82,7 @@ def slic_loss(
     with torch.no_grad():
         pairs, gap = _pairs(lp, s)
         metrics = {
-            "rank/accuracy": masked_mean((gap > 0).to(lp.dtype), pairs),
+            "rank/accuracy": sequence_mean((gap > 0).to(lp.dtype).flatten(1), pairs.flatten(1)),
             "rank/tied": 1 - pairs.flatten(1).any(1).to(lp.dtype).mean(),
             "rank/best_logp": lp_best.mean(),
         }

@@ -26,6 +26,7 @@ from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import use_forest
 from seqtune.objectives.offline import priorities
+from seqtune.objectives.reduce import sequence_mean
 from seqtune.training.common import (
     Measured,
     StageRun,
@@ -123,11 +124,8 @@ class Offline(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
         logps = batch.forest.by_sequence(scores.logps)
         loss, metrics = self.judge(batch, logps, denominator)
         with torch.no_grad():
-            metrics = {
-                **metrics,
-                "reward/mean": batch.column("scores", logps).mean(),
-                "train/entropy": scores.entropy.mean(),  # type: ignore[union-attr]  # asked for
-            }
+            entropies = batch.forest.by_sequence(scores.entropy)  # type: ignore[arg-type]  # asked for
+            metrics = {**metrics, "train/entropy": sequence_mean(entropies, batch.mask)}
         return Measured(
             loss,
             {key: value.detach() for key, value in metrics.items()},
@@ -167,10 +165,9 @@ class Texts(Offline):
 
     def judge(self, batch: Groups, logps: Tensor, denominator: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
         reference = self._of_reference(batch) if self.run.stage.objective.needs_reference else logps.detach()
-        found: tuple[Tensor, dict[str, Tensor]] = self.objective(
-            logps, reference, batch.column("advantages", logps), batch.mask, denominator=denominator
-        )
-        return found
+        advantages, scores = (batch.column(name, logps) for name in ("advantages", "scores"))
+        loss, metrics = self.objective(logps, reference, advantages, batch.mask, denominator=denominator)
+        return loss, {**metrics, "reward/mean": scores.mean()}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         stream: Any = super()._get_train_sampler(train_dataset)
@@ -385,7 +382,6 @@ def trainer(run: StageRun) -> Offline:
     check_length(run, max(len(row["prompt_ids"]) + max(map(len, row["completion_ids"])) for row in train))
     args = SFTConfig(
         **training_arguments(run, steps=1),
-        **at_start(run, heldout),
         packing=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -408,8 +404,12 @@ def trainer(run: StageRun) -> Offline:
             )
     else:
         train = untied(run, train)
+        heldout = untied(run, heldout) if heldout is not None else None
         if not len(train):
             raise SeqtuneError("no group has two different scores", "data.columns.scores", "check the column")
+    if heldout is not None and not len(heldout):
+        heldout = None
+    args.eval_on_start = at_start(run, heldout)["eval_on_start"]
     args.max_steps = optimiser_steps(stage.train, len(train), stage.parallel.processes)
     adapter = stage.peft.build()
     frozen = (spec.needs_reference or spec.family == "policy") and adapter is None
