@@ -4,7 +4,7 @@ Sampling adds counter-based Gumbel noise to the log-probs and takes the largest 
 depends on its seed, its prompt and the weights: not on the batch, the rank or the order in which it was asked for. What
 is left is the rounding of the model's own matrix products, which may differ between batch shapes in the last bits.
 
-Shapes: `B` rows of a batch, `P` longest prompt, `V` vocabulary.
+Shapes: `B` rows of a batch, `U` distinct prompts, `P` longest of them, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from seqtune.rollout.entropy import Watch
+
 
 def generate(
     model: PreTrainedModel,
@@ -39,8 +41,12 @@ def generate(
     greedy: bool = False,
     seeds: list[int] | None = None,
     batch_size: int,
+    watch: Watch | None = None,
 ) -> list[list[int]]:
     """Complete every prompt. Prompts of similar length share a batch; equal prompts share their prefill.
+
+    A model whose attention is `seqtune.rollout.attention.NAME` reads prompts without padding and holds each once; any
+    other keeps its own cache of every completion.
 
     Args:
         model: Causal language model, or a PEFT model around one; put into evaluation mode and back.
@@ -54,6 +60,7 @@ def generate(
         greedy: Take the most probable token; the four arguments above and below it do not matter.
         seeds: One a row (`seqtune.rollout.noise.seed_of`); needed unless `greedy`.
         batch_size: Rows decoded together.
+        watch: Measures entropies, and may stop completions; for this call alone.
 
     Returns:
         Completions in the order of `prompt_ids`, each of 1 to `max_new_tokens` tokens.
@@ -74,11 +81,14 @@ def generate(
             rows = order[start : start + batch_size]
 
             def choose(logits: Tensor, step: int, alive: Tensor, rows: list[int] = rows) -> Tensor:
+                places = [rows[i] for i in alive.tolist()]
                 if greedy or seeds is None:
-                    return logits.argmax(-1)
-                keys = torch.tensor([seeds[rows[i]] for i in alive.tolist()], device=logits.device)
-                logits = truncated(logits / temperature, top_k=top_k, top_p=top_p)
-                return (logits + gumbel(keys, step, logits.shape[-1])).argmax(-1)
+                    tokens = logits.argmax(-1)
+                else:
+                    keys = torch.tensor([seeds[i] for i in places], device=logits.device)
+                    scores = truncated(logits / temperature, top_k=top_k, top_p=top_p)
+                    tokens = (scores + gumbel(keys, step, logits.shape[-1])).argmax(-1)
+                return tokens if watch is None else watch(logits, tokens, step, places)
 
             for i, completion in zip(
                 rows,
