@@ -239,6 +239,7 @@ def rollout(seed: int, mask: Tensor, old_logps: Tensor) -> dict[str, Any]:
         "ref_logps": old_logps + 0.2 * (uniform(rows, tokens) - 0.5),
         "sampler_logps": old_logps + 0.4 * (uniform(rows, tokens) - 0.5),
         "entropies": 2 * uniform(rows, tokens),
+        "correction_scale": torch.full((rows,), 0.8, dtype=old_logps.dtype),
         "segments": integers(2, rows, tokens).cumsum(1).clamp(max=2),
         "prefix_mask": integers(4, rows, tokens) == 0,
         "memory_mask": integers(4, rows, tokens) == 0,

@@ -41,6 +41,7 @@ def test_means_over_documents_keep_the_contract() -> None:
         {"correction": "truncate", "correction_high": 1.1},
         {"correction": "mask", "correction_over": "sequence_mean", "correction_high": 1.05, "correction_low": 0.95},
         {"correction": "mask", "correction_over": "sequence_sum"},
+        {"correction": "truncate", "correction_normalised": True},
         {"rejection": "mean"},
         {"rejection": "max", "rejection_kl": "k3"},
         {"off_policy_threshold": 0.01},

@@ -334,6 +334,31 @@ def test_worked_corrections(correction: Correction, wanted: list[list[float]]) -
     near(correction.weight(GAP, ALL), wanted)
 
 
+@pytest.mark.parametrize(
+    ("over", "wanted"),
+    [
+        ("token", (1.648721 + 0.740818 + 1 + 2 + 0.049787, 5)),
+        ("sequence_sum", (1.221403 + 0.367879, 2)),
+    ],
+)
+def test_worked_totals_of_corrections(over: str, wanted: tuple[float, int]) -> None:
+    """The last token of the second row is padding, so its sum is -1; a row without a token is no unit."""
+    gap, mask = torch.cat([GAP, GAP[:1]]), torch.tensor([[1, 1, 1], [1, 1, 0], [0, 0, 0]])
+    near(Correction(over, "truncate", 0.5, 2.0).total(gap, mask), list(wanted))
+
+
+def test_a_normalised_correction_that_is_the_same_everywhere_is_none() -> None:
+    """log π_old - log μ = .4 on every token: c = 1.491825, and so is its mean."""
+    shifted, scale = {"sampler_logps": OLD - 0.4}, torch.full((4,), 1.4918246976, dtype=OLD.dtype)
+    a = centered(REWARDS, 4)
+    plain = gradient_of(MiniRl(correction="none"), a)
+    found = gradient_of(MiniRl(correction_normalised=True), a, **shifted, correction_scale=scale)
+    raw = gradient_of(MiniRl(), a, **shifted)
+    near(found[0], plain[0])
+    near(found[1], plain[1])
+    near(raw[1], 1.4918246976 * plain[1])
+
+
 def test_a_token_the_sampler_could_not_score_has_weight_one() -> None:
     gap = GAP.clone()
     gap[0, 0] = torch.nan

@@ -78,8 +78,11 @@ def test_credit_by_tree_reaches_the_loss_and_the_samples(tmp_path: Path, monkeyp
     for start in range(0, 16, 4):  # groups stay together, in another order
         group_rows = advantages[start : start + 4]
         assert any(torch.equal(group_rows, wanted[first : first + 4]) for first in range(0, 16, 4))
-    for sample, row, live in zip(RunFolder(tmp_path).samples(), wanted, asked["mask"], strict=False):
+    shown = zip(RunFolder(tmp_path).samples(), wanted, asked["mask"], asked["completion_ids"], strict=False)
+    for sample, row, live, ids in shown:
         assert sample["advantages"] == pytest.approx(row[live].tolist())
+        assert len(sample["pieces"]) == int(live.sum())
+        assert "".join(sample["pieces"]) == one._tokenizer.decode(ids[live])
         assert sample["advantage"] == pytest.approx(float(row[live].mean()), abs=1e-6)
 
 
@@ -174,3 +177,26 @@ def test_ranks_of_a_users_reward_reach_rank_grpo(tmp_path: Path, monkeypatch: py
     assert rows["advantages"].shape == rows["segments"].shape
     with pytest.raises(SeqtuneError, match="returned 1 numbers a completion; the objective learns 3 ranks"):
         first_gradients(run("short"), monkeypatch)
+
+
+def test_a_correction_is_normalised_over_the_rollout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is off by 0.2 in some completions and by 0.6 in the others; every row knows the mean of all tokens."""
+    objective = {"name": "minirl", "correction_normalised": True}
+    changes = {"rollout": {"updates": 2}, "train": {"batch_size": 8, "max_steps": 2}}
+    one = trainer(stage_run(tmp_path, scored(objective, **changes)))
+    sampled = one._sampled
+
+    def off(inputs: Any, number: int) -> Any:
+        found = sampled(inputs, number)
+        gap = torch.tensor([0.2, 0.6]).repeat(len(inputs) // 2).unsqueeze(1)
+        found.tensors["sampling_per_token_logps"] = found.tensors["old_per_token_logps"] - gap
+        return found
+
+    monkeypatch.setattr(one, "_sampled", off)
+    one.train()
+    rows = one._buffered_inputs
+    gaps = torch.cat([r["old_per_token_logps"] - r["sampler_logps"] for r in rows])
+    mask = torch.cat([r["completion_mask"] for r in rows]).bool()
+    scale = torch.cat([r["correction_scale"] for r in rows])
+    torch.testing.assert_close(scale, gaps[mask].exp().mean().expand(16), rtol=1e-5, atol=1e-6)
+    assert 1.22 < float(scale[0]) < 1.82

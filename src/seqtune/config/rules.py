@@ -45,6 +45,7 @@ INPUTS: dict[str, str] = {
     "old_logps": "",
     "ref_logps": "",
     "sampler_logps": "",
+    "correction_scale": "",
     "entropies": "",
     "segments": "",
     "reward_columns": "several rewards kept apart, one column each",
@@ -78,6 +79,7 @@ UNRECORDED = {
     "old_logps": "log-probs under the policy that sampled",
     "ref_logps": "log-probs under the policy that sampled",
     "sampler_logps": "log-probs under the engine that sampled",
+    "correction_scale": "log-probs under the engine that sampled",
     "entropies": "entropies of the policy that sampled",
     "prefix_mask": "completions that go on from a demonstration's beginning",
 }
@@ -164,6 +166,7 @@ OBJECTIVE_READS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "epsilon_high": ("clip", ("pessimistic", "gate", "cispo"), "objective.clip={} has no upper bound"),
     "correction_over": ("correction", ("truncate", "mask"), "objective.correction={} weighs nothing"),
     "correction_high": ("correction", ("truncate", "mask"), "objective.correction={} weighs nothing"),
+    "correction_normalised": ("correction", ("truncate", "mask"), "objective.correction={} weighs nothing"),
     "correction_low": ("correction", ("mask",), "objective.correction={} has no lower bound"),
     "rejection_kl": ("rejection", ("sum", "mean", "max"), "objective.rejection={} leaves nothing out"),
     "rejection_threshold": ("rejection", ("sum", "mean", "max"), "objective.rejection={} leaves nothing out"),

@@ -242,6 +242,13 @@ class Correction(NamedTuple):
             return c.clamp(max=self.high)
         return masked(c, (c >= self.low) & (c <= self.high))
 
+    def total(self, gap: Tensor, mask: Tensor) -> Tensor:
+        """Sum of c over its units, and how many there are, `[2]`: c has mean 1 when it is divided by their ratio."""
+        live = mask.bool()
+        units = live if self.over == "token" else live.any(-1, keepdim=True)
+        c = self.weight(gap, live)
+        return torch.stack([masked_sum(c, units), units.sum().to(c.dtype)])
+
 
 class Rejection(NamedTuple):
     """Leaves out completions on which the two engines disagree.
@@ -358,6 +365,7 @@ def policy_loss(
     *,
     sampler_logps: Tensor | None = None,
     segments: Tensor | None = None,
+    correction_scale: Tensor | None = None,
     ratio: str,
     clip: Clip,
     aggregation: str | Callable[[Tensor, Tensor], Tensor],
@@ -386,6 +394,7 @@ def policy_loss(
         ref_logps: log π_ref, `[B, T]`; needed if `beta` > 0.
         sampler_logps: log μ of the engine that sampled, `[B, T]`, NaN where it is not known; None means μ = π_old.
         segments: Segment of each token, `[B, T]`; needed by `ratio="segment"`.
+        correction_scale: Mean of c over the whole rollout, the same in every row, `[B]`; c is divided by it.
         ratio: Unit of the importance ratio w, in `LOG_RATIOS`.
         clip: The surrogate.
         aggregation: In `AGGREGATIONS`, or a function `(loss[B, T], mask[B, T]) -> scalar`.
@@ -430,6 +439,8 @@ def policy_loss(
     weight = torch.ones_like(d)
     if correction is not None:
         weight = weight * correction.weight(gap, live)
+        if correction_scale is not None:
+            weight = weight / correction_scale.to(weight.dtype).clamp(min=1e-8).unsqueeze(-1)
     if rejection is not None:
         weight = masked(weight, ~rejection.rejects(gap, live).unsqueeze(-1))
     if off_policy_threshold is not None:

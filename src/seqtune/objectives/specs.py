@@ -187,6 +187,8 @@ class Policy(ObjectiveSpec):
     """Least weight that `correction=mask` keeps. 0.5 is IcePop's (https://arxiv.org/abs/2510.18855)."""
     correction_high: float = Field(5.0, gt=1)
     """Largest weight of the correction. 5 is IcePop's and MiniRL's."""
+    correction_normalised: bool = False
+    """Divide the weights of the correction by their mean over the rollout, so that it scales no gradient as a whole."""
     rejection: Literal["none", "sum", "mean", "max"] = "none"
     """Leave out completions on which the training and the sampling engine disagree: by the sum, mean or maximum over
     tokens of `rejection_kl`."""
@@ -241,7 +243,8 @@ class Policy(ObjectiveSpec):
     def loss_inputs(self) -> frozenset[str]:
         """Names of the rollout's tensors that the loss is called with by keyword."""
         gaps = self.correction != "none" or self.rejection != "none" or self.off_policy_threshold is not None
-        asked = {"sampler_logps": gaps, "segments": self.ratio == "segment"}
+        normalised = self.correction != "none" and self.correction_normalised
+        asked = {"sampler_logps": gaps, "segments": self.ratio == "segment", "correction_scale": normalised}
         return frozenset(name for name, needed in asked.items() if needed)
 
     @property
@@ -261,9 +264,17 @@ class Policy(ObjectiveSpec):
 
         return partial(policy_loss, **self._parts())
 
+    def build_correction(self) -> Any:
+        """The weights of the engine that sampled, a `seqtune.objectives.policy.Correction`, or None; imports torch."""
+        from seqtune.objectives.policy import Correction
+
+        if self.correction == "none":
+            return None
+        return Correction(self.correction_over, self.correction, self.correction_low, self.correction_high)
+
     def _parts(self) -> dict[str, Any]:
         """The keyword arguments of `policy_loss`; imports torch."""
-        from seqtune.objectives.policy import Clip, Correction, Rejection
+        from seqtune.objectives.policy import Clip, Rejection
 
         return {
             "ratio": self.ratio,
@@ -272,9 +283,7 @@ class Policy(ObjectiveSpec):
                 self.clip, self.epsilon_low, self.epsilon_high, self.bound, self.tau_positive, self.tau_negative
             ),
             "aggregation": self.aggregation,
-            "correction": None
-            if self.correction == "none"
-            else Correction(self.correction_over, self.correction, self.correction_low, self.correction_high),
+            "correction": self.build_correction(),
             "rejection": None
             if self.rejection == "none"
             else Rejection(self.rejection_kl, self.rejection, self.rejection_threshold),

@@ -336,13 +336,17 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             found["ref_logps"] = output["ref_per_token_logps"]
         if "sampling_per_token_logps" in output:
             found["sampler_logps"] = output["sampling_per_token_logps"]
-        if asked & {"old_logps", "entropies"}:
+        if asked & {"old_logps", "entropies", "correction_scale"}:
             rows = torch.cat([output["prompt_ids"], ids], 1), torch.cat([output["prompt_mask"], mask], 1)
             with torch.no_grad():
                 found["old_logps"], found["entropies"] = self._scores(self.model, *rows, ids.shape[1], entropy=True)
         if "reward_columns" in asked:
             found["reward_weights"] = self.reward_funcs[0].weights
         found |= {name: output[name] for name in ("prefix_mask", "rank_rewards", "reward_columns") if name in output}
+        if "correction_scale" in asked:
+            gap = found["old_logps"] - found.get("sampler_logps", found["old_logps"])
+            total, units = self.accelerator.reduce(self.spec.build_correction().total(gap, mask), reduction="sum")
+            found["correction_scale"] = (total / units.clamp(min=1)).expand(len(ids)).contiguous()
         if "segments" in asked:
             found["segments"] = self._segments(ids, mask)
         return found
