@@ -223,7 +223,13 @@ def test_an_engine_that_answers_with_nothing_ends_the_completion(
 ) -> None:
     """E3: every completion has a token; here that of the end, or what it was given and that."""
     one = trainer(stage_run(tmp_path, scored(train={"batch_size": 16})))
-    monkeypatch.setattr(one, "_sample", lambda prompts, *others: ([[]] * len(prompts), [[]] * len(prompts)))
+    asked: list[tuple[Any, ...]] = []
+
+    def nothing(*arguments: Any) -> tuple[Any, Any]:
+        asked.append(arguments)
+        return [[]] * 8, [[]] * 8
+
+    monkeypatch.setattr(one, "_sample", nothing)
     monkeypatch.setattr(one, "_places", lambda rows: [(0, row // 4, row % 4) for row in range(rows)])
     one._rows = [one.train_dataset[row // 4] for row in range(8)]
     prompts = [one._tokenizer(row["prompt"])["input_ids"] for row in one._rows]
@@ -235,6 +241,12 @@ def test_an_engine_that_answers_with_nothing_ends_the_completion(
     assert known is not None
     assert [len(row) for row in known] == [len(row) for row in ids]
     assert set(known[3]) == {None}, "no engine's log-probs on what was given"
+    ((beginnings, _, _, alike, _),) = asked
+    assert [len(begun) - len(prompt) for begun, prompt in zip(beginnings, prompts, strict=True)][2:4] == [
+        0,
+        len(ids[3]) - 1,
+    ]
+    assert alike == 1, "vLLM may not take one prompt for all of a group"
 
 
 # Whole demonstrations in groups without a success

@@ -143,6 +143,15 @@ def test_a_run_goes_on_with_the_rounds_it_would_have_had(tmp_path: Path) -> None
         assert told(tmp_path / "run") == whole
 
 
+def test_every_completion_of_a_rollout_has_a_place_of_its_own(tmp_path: Path) -> None:
+    """Or a prompt that comes again in a further round would get the completions it has."""
+    one = rounds(tmp_path, 8)
+    first = one._places(16)
+    one._round = 2
+    assert first == [(0, row // 4, row % 4) for row in range(16)]
+    assert one._places(16) == [(0, 8 + row // 4, row % 4) for row in range(16)]
+
+
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 3))
 def test_further_rounds_go_through_all_prompts_before_any_comes_again(rows: int, prompts: int, rollout: int) -> None:
     drawn = [row for number in range(1, 9) for row in further(rows, prompts, number, (7, rollout))]
