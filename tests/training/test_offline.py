@@ -22,6 +22,7 @@ from seqtune.registry import load
 from seqtune.report.events import Notice, Step
 from seqtune.rewards.specs import Format
 from seqtune.training import ends, offline, values
+from seqtune.training.common import StepRows
 from seqtune.training.offline import Drawn
 from seqtune.training.run import _stage_run, resume, run_stage, train, trainer_of
 
@@ -132,7 +133,14 @@ def test_loss_and_gradients_are_those_of_padded_batches(kind: str, data: Path) -
 
 @pytest.mark.parametrize(
     ("spec", "unit"),
-    [(Tempo(), "tokens"), (Grpo(), "rows"), (DrGrpo(), "slots"), (DaGrpo(tau=0.9), "kept"), (TsGrpo(), "rows")],
+    [
+        (Tempo(), "tokens"),
+        (Grpo(), "rows"),
+        (DrGrpo(), "slots"),
+        (DaGrpo(tau=0.9), "kept"),
+        (TsGrpo(), "rows"),
+        (Policy(ratio="segment"), "rows"),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_the_denominator_counts_the_whole_step(spec: Any, unit: str, data: Path) -> None:
@@ -146,7 +154,11 @@ def test_the_denominator_counts_the_whole_step(spec: Any, unit: str, data: Path)
         assert 0 < count < counts["tokens"]
     else:
         assert count == counts[unit]
-    assert count == sum(trainer.count(trainer.lay([row])) for row in rows)
+    parts = [trainer.lay([row]) for row in rows]
+    assert count == sum(trainer.count(part) for part in parts)
+    with torch.no_grad():
+        whole, *cut = (float(trainer.measure(trainer.model, one, count).loss) for one in (batch, *parts))
+    assert sum(cut) == pytest.approx(whole, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["slic", "tempo", "a_lol", "a_lol_seq", "a_lol_kl"])
@@ -192,6 +204,17 @@ def test_what_sets_them_apart(data: Path) -> None:
     assert short < 0
     assert right > short + 0.5
     assert abs(wrong) < abs(short)
+
+
+def test_texts_of_one_prompt_share_it_wherever_they_were_drawn(data: Path) -> None:
+    trainer = made(data, "a_lol", train={"batch_size": 8, "accumulate": 1})
+    one, other = ([row for row in trainer.train_dataset.to_list() if row["example"] == n] for n in (1, 3))
+    rows = [one[0], other[0], one[0], other[-1]]
+    trainer.run.stage.train.__dict__["batch_size"] = 2
+    batches = trainer.micro_batches(StepRows(rows))
+    assert [len({tuple(row["prompt_ids"]) for row in batch.rows}) for batch in batches] == [1, 1]
+    twice = next(batch for batch in batches if batch.rows[0] == batch.rows[1] == one[0])
+    assert twice.tokens.computed * 2 == twice.tokens.read, "a text that is drawn twice is computed once"
 
 
 def test_credit_by_tree_differs_from_one_advantage_a_completion(data: Path) -> None:

@@ -30,6 +30,7 @@ from seqtune.objectives.reduce import sequence_mean
 from seqtune.training.common import (
     Measured,
     StageRun,
+    StepRows,
     Stream,
     Supervised,
     at_start,
@@ -159,6 +160,11 @@ class Texts(Offline):
     def __init__(self, run: StageRun, *, fit: dict[str, float], **kwargs: Any) -> None:
         self.fit = fit
         super().__init__(run, **kwargs)
+
+    def micro_batches(self, inputs: StepRows) -> list[Groups]:
+        """Texts of one prompt next to each other, where they share it."""
+        rows = sorted(inputs.rows, key=lambda row: row["prompt_ids"])
+        return super().micro_batches(StepRows(rows))
 
     def count(self, batch: Groups) -> float:
         return float(sum(batch.sizes))
