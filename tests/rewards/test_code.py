@@ -272,7 +272,7 @@ def test_the_jailer_ends_with_its_owner_and_leaves_nothing(tmp_path, monkeypatch
 import os, sys
 from seqtune.rewards.specs import CodeExec
 box = CodeExec(timeout=60.0).build()
-print(box.protections() and box._jailers[0]._process.pid, flush=True)
+print(box.protections() and box.programs.pool.children[0]._process.pid, flush=True)
 box(["p"], ["import time\\ntime.sleep(1000)"], tests=["x"])
 """
     owner = subprocess.Popen(
@@ -387,7 +387,7 @@ def test_a_machine_without_the_essentials_is_refused(tmp_path) -> None:
 
 def test_a_refusal_reaches_the_user(monkeypatch) -> None:
     box = sandbox(processes=64)
-    jailer = box._jailers[0]
+    jailer = box.programs.pool.children[0]
     jailer._command = [sys.executable, "-c", 'print(\'{"refused": "no locks", "hint": "buy some"}\')']
     with pytest.raises(SeqtuneError, match="the sandbox for code refuses: no locks") as caught:
         verdict(box, "x = 1")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
 from seqtune.errors import SeqtuneError
-from seqtune.sandbox.child import Child
+from seqtune.sandbox.programs import Programs
 
-MARGIN = 30.0
-"""Seconds beyond its timeout after which a job that gave no verdict is given up with its jailer."""
 _FENCE = re.compile(
     r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE
 )
@@ -69,18 +64,9 @@ class CodeExec:
         workers: int,
     ) -> None:
         self._tests, self._continues, self._partial, self._timeout = tests, continues, partial, timeout
-        limits = json.dumps({"memory": memory * 2**20, "processes": processes, "output": output * 2**10})
-        self._jailers = [
-            Child(
-                "seqtune.sandbox.jailer",
-                limits,
-                purpose="the sandbox for code",
-                where="reward code_exec",
-                environment={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
-                grace=5.0,
-            )
-            for _ in range(workers)
-        ]
+        self.programs = Programs(
+            memory=memory, processes=processes, output=output, workers=workers, where="reward code_exec"
+        )
 
     def protections(self) -> list[str]:
         """The mechanisms that confine programs on this machine; starts the sandbox.
@@ -88,8 +74,7 @@ class CodeExec:
         Raises:
             SeqtuneError: An essential one cannot be had.
         """
-        found: list[str] = self._jailers[0].start()["protections"]
-        return found
+        return self.programs.protections()
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
         return [self._score(verdict) for verdict in self.verdicts(prompts, completions, **columns)]
@@ -120,28 +105,9 @@ class CodeExec:
                 prompts, completions, columns[self._tests], entries, strict=True
             )
         ]
-        idle: SimpleQueue[Child] = SimpleQueue()
-        for jailer in self._jailers:
-            idle.put(jailer)
-
-        def verdict(job: dict[str, Any] | None) -> Verdict | None:
-            if job is None:
-                return None
-            jailer = idle.get()
-            try:
-                found = jailer.ask(job, self._timeout + MARGIN)
-            finally:
-                idle.put(jailer)
-            if found is None:
-                return Verdict("lost", 0, len(job["tests"]), "the sandbox gave no answer")
-            if found["verdict"] == "unprotected":
-                raise SeqtuneError(f"the sandbox for code is incomplete: {found['message']}", where="reward code_exec")
-            return Verdict(found["verdict"], found["passed"], found["total"], found["message"])
-
-        if len(self._jailers) == 1:
-            return [verdict(job) for job in jobs]
-        with ThreadPoolExecutor(len(self._jailers)) as pool:
-            return list(pool.map(verdict, jobs))
+        given = [job for job in jobs if job is not None]
+        found = iter(self.programs.run(given, self._timeout))
+        return [None if job is None else _verdict(job, next(found)) for job in jobs]
 
     def _job(self, prompt: str, completion: str, tests: Any, entry: Any) -> dict[str, Any] | None:
         found = [tests] if isinstance(tests, str) else list(tests or [])
@@ -153,6 +119,12 @@ class CodeExec:
         if self._continues:
             program = prompt + program
         return {"program": program, "tests": found, "timeout": self._timeout, "watched": True}
+
+
+def _verdict(job: dict[str, Any], found: dict[str, Any] | None) -> Verdict:
+    if found is None:
+        return Verdict("lost", 0, len(job["tests"]), "the sandbox gave no answer")
+    return Verdict(found["verdict"], found["passed"], found["total"], found["message"])
 
 
 def program_of(completion: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from seqtune.errors import SeqtuneError, did_you_mean
 from seqtune.sandbox.child import Child
 from seqtune.sandbox.functions import load_function
+from seqtune.sandbox.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,36 +67,30 @@ class Pooled:
 
     def __init__(self, name: str, *, workers: int, timeout: float | None) -> None:
         self.__name__, self._timeout = name, timeout
-        self._workers = [
-            Child("seqtune.rewards.custom_worker", name, purpose=f"reward '{name}'", where="reward.name")
-            for _ in range(workers)
-        ]
+        self._pool = Pool(
+            [
+                Child("seqtune.rewards.custom_worker", name, purpose=f"reward '{name}'", where="reward.name")
+                for _ in range(workers)
+            ]
+        )
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[Any]:
-        idle: SimpleQueue[Child] = SimpleQueue()
-        for worker in self._workers:
-            idle.put(worker)
-
-        def one(row: int) -> Any:
-            own = {key: values[row] for key, values in columns.items()}
-            worker = idle.get()
-            try:
-                question = {"prompt": prompts[row], "completion": completions[row], "columns": own}
-                found = worker.ask(question, self._timeout if self._timeout is not None else float("inf"))
-            except TypeError as error:  # json.dumps
-                raise SeqtuneError(
-                    f"the columns cannot be sent to the processes of reward '{self.__name__}': {error}",
-                    where="reward.workers",
-                    hint="reward.workers=0 runs it in this process",
-                ) from error
-            finally:
-                idle.put(worker)
-            if found is not None and "problem" in found:
-                raise SeqtuneError(found["problem"], where=f"row {row}", hint=found["hint"])
-            return None if found is None else found["score"]
-
-        with ThreadPoolExecutor(len(self._workers)) as pool:
-            return list(pool.map(one, range(len(completions))))
+        questions = [
+            {"prompt": prompt, "completion": text, "columns": {key: values[row] for key, values in columns.items()}}
+            for row, (prompt, text) in enumerate(zip(prompts, completions, strict=True))
+        ]
+        try:
+            found = self._pool.ask(questions, self._timeout if self._timeout is not None else float("inf"))
+        except TypeError as error:  # json.dumps
+            raise SeqtuneError(
+                f"the columns cannot be sent to the processes of reward '{self.__name__}': {error}",
+                where="reward.workers",
+                hint="reward.workers=0 runs it in this process",
+            ) from error
+        for row, one in enumerate(found):
+            if one is not None and "problem" in one:
+                raise SeqtuneError(one["problem"], where=f"row {row}", hint=one["hint"])
+        return [None if one is None else one["score"] for one in found]
 
 
 def _taking_columns(function: Callable[..., Any], name: str) -> Callable[..., Any]:

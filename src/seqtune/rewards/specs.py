@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
     SerializeAsAny,
-    ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from seqtune.config.nested import named
 from seqtune.config.spec import RewardSpec
-from seqtune.errors import SeqtuneError
 from seqtune.rewards import REWARDS
 
 if TYPE_CHECKING:
@@ -26,21 +23,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def _reward(value: object) -> object:
+def _reward(value: object) -> RewardSpec:
     """A reward inside a reward: its fields as a recipe writes them, read by the spec that its name chooses."""
-    if isinstance(value, RewardSpec):
-        return value
-    name = value.get("name") if isinstance(value, Mapping) else None
-    if not isinstance(name, str):
-        raise ValueError(f"needs a name: {', '.join(REWARDS)}")
-    try:
-        kind = Custom if ":" in name else REWARDS.load(name)
-        return kind.model_validate_json(json.dumps(value), strict=True)
-    except SeqtuneError as error:
-        raise ValueError(f"{error.problems[0].problem}; {error.problems[0].hint}") from error
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
-        raise ValueError(f"reward '{name}': {'; '.join(faults)}") from error
+    return named(value, kind="reward", base=RewardSpec, names=REWARDS, custom=Custom)
 
 
 def _bound(function: Callable[..., Any], **fields: Any) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from seqtune.sandbox.pool import Pool
 
 
 class Called:
-    """`called(queries) -> answers` of a user's `function(query: str) -> str`; whatever goes wrong is told in the answer.
+    """`called(queries) -> answers` of a user's `function(query: str) -> str`; what goes wrong is told in the answer.
 
     Args:
         name: `module:function` or `file.py:function`.

@@ -31,7 +31,9 @@ class Corpus:
             import bm25s
         except ImportError as error:
             raise SeqtuneError(
-                "the tool 'search' needs bm25s, which is not installed", "rollout.tools", "pip install 'seqtune[search]'"
+                "the tool 'search' needs bm25s, which is not installed",
+                "rollout.tools",
+                "pip install 'seqtune[search]'",
             ) from error
         self.texts, self._passages = read(Path(path).expanduser()), passages
         self._split: Any = bm25s.tokenize
@@ -66,7 +68,9 @@ def read(path: Path) -> list[str]:
     try:
         whole = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SeqtuneError(f"the corpus cannot be read: {error}", f"{path}", "rollout.tools.search.path=FILE") from error
+        raise SeqtuneError(
+            f"the corpus cannot be read: {error}", f"{path}", "rollout.tools.search.path=FILE"
+        ) from error
     if path.suffix == ".jsonl":
         found = [_passage(line, path, n) for n, line in enumerate(whole.splitlines(), start=1) if line.strip()]
     else:
@@ -84,7 +88,9 @@ def _passage(line: str, path: Path, number: int) -> str:
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise SeqtuneError(
-            "a passage has a field 'text'", f"{path}:{number}", '{"title": "a title if you like", "text": "the passage"}'
+            "a passage has a field 'text'",
+            f"{path}:{number}",
+            '{"title": "a title if you like", "text": "the passage"}',
         )
     title = row.get("title")
     return " ".join((f"{title}: {text}" if title else text).split())

@@ -33,7 +33,11 @@ def main() -> None:
         except Exception as error:  # a user's code may raise anything; the model is told
             say({"problem": f"{type(error).__name__}: {error}"})
         else:
-            say({"text": text} if isinstance(text, str) else {"problem": f"the tool gave {type(text).__name__}, no text"})
+            say(
+                {"text": text}
+                if isinstance(text, str)
+                else {"problem": f"the tool gave {type(text).__name__}, no text"}
+            )
 
 
 if __name__ == "__main__":
