@@ -42,12 +42,28 @@ def test_a_completion_is_cut_where_its_advantage_changes() -> None:
     """Scale 2: 1 is half, -2 full, -0.5 a quarter; two tokens with 1 are one stretch."""
     found = credit(["a", " b", "c", "d", "", "\n"], [1.0, 1.0, -2.0, None, 0.0, -0.5], 2.0)
     assert [tuple(one) for one in found] == [
-        ("a b", "good", 0.5, "advantage +1, 2 tokens"),
-        ("c", "bad", 1.0, "advantage -2, 1 token"),
-        ("d", "out", 0.0, "left out of the loss, 1 token"),
-        ("▯", "nil", 0.0, "advantage +0, 1 token"),
-        ("↵\n", "bad", 0.25, "advantage -0.5, 1 token"),
+        ("a b", "good", 0.5, "advantage +1, 2 tokens", False),
+        ("c", "bad", 1.0, "advantage -2, 1 token", False),
+        ("d", "out", 0.0, "left out of the loss, 1 token", False),
+        ("▯", "nil", 0.0, "advantage +0, 1 token", False),
+        ("↵\n", "bad", 0.25, "advantage -0.5, 1 token", False),
     ]
+
+
+def test_what_a_demonstration_gave_is_cut_off_and_marked() -> None:
+    """Equal advantages, but the first two tokens were given."""
+    found = credit(["a", "b", "c"], [1.0, 1.0, 1.0], 1.0, given=2)
+    assert [(one.text, one.title, one.given) for one in found] == [
+        ("ab", "advantage +1, 2 tokens of a demonstration", True),
+        ("c", "advantage +1, 1 token", False),
+    ]
+
+
+def test_the_page_tells_a_demonstration_from_what_was_sampled(folder: RunFolder) -> None:
+    folder.append_samples([row(90, [0.5, 0.5], ["a", "b"]) | {"prefix_tokens": 1}])
+    text = write_report(folder).read_text()
+    assert [(kind, told) for kind, _, _, told in Spans(text).found] == [("good given", "a"), ("good", "b")]
+    assert "given by a demonstration" in text
 
 
 def test_a_group_without_advantages_has_no_colour() -> None:
@@ -86,6 +102,7 @@ def test_the_page_shows_each_number_and_obeys_no_token(folder: RunFolder) -> Non
         ("bad", "--a: 0.30", "advantage -0.75, 1 token", '" onmouseover="x'),
     ]
     assert "Advantage of each token" in text
+    assert "given by a demonstration" not in text
 
 
 def test_completions_with_one_advantage_stay_plain(folder: RunFolder) -> None:

@@ -119,35 +119,39 @@ class Stretch(NamedTuple):
         kind: `good` (advantage above 0), `bad`, `nil` or `out` (left out of the loss).
         strength: |advantage| over the largest of its group, 0 to 1.
         title: The advantage and the number of tokens, in words.
+        given: Whether a demonstration gave them.
     """
 
     text: str
     kind: str
     strength: float
     title: str
+    given: bool
 
 
-def credit(texts: list[str], advantages: list[float | None], scale: float) -> list[Stretch]:
+def credit(texts: list[str], advantages: list[float | None], scale: float, given: int = 0) -> list[Stretch]:
     """A completion cut where its advantage changes.
 
     Args:
         texts: Of the tokens.
         advantages: Of the tokens, as many; None is left out of the loss.
         scale: The |advantage| that has the full colour.
+        given: How many of the first tokens a demonstration gave.
     """
     found = []
     numbers = [None if value is None else f"{value + 0.0:+.4g}" for value in advantages]
-    for shown_as, tokens in groupby(zip(texts, numbers, strict=True), key=lambda token: token[1]):
-        said = [text for text, _ in tokens]
-        count = f"{len(said)} token{'s' if len(said) > 1 else ''}"
+    places = (place < given for place in range(len(texts)))
+    for (shown_as, lent), tokens in groupby(zip(texts, numbers, places, strict=True), key=lambda token: token[1:]):
+        said = [token[0] for token in tokens]
+        count = f"{len(said)} token{'s' if len(said) > 1 else ''}{' of a demonstration' if lent else ''}"
         text = "".join(said).replace("\n", "↵\n") or "▯"
         if shown_as is None:
-            found.append(Stretch(text, "out", 0.0, f"left out of the loss, {count}"))
+            found.append(Stretch(text, "out", 0.0, f"left out of the loss, {count}", lent))
             continue
         value = float(shown_as)
         kind = "good" if value > 0 else "bad" if value < 0 else "nil"
         strength = min(abs(value) / scale, 1.0) if scale else 0.0
-        found.append(Stretch(text, kind, strength, f"advantage {shown_as}, {count}"))
+        found.append(Stretch(text, kind, strength, f"advantage {shown_as}, {count}", lent))
     return found
 
 
@@ -158,7 +162,7 @@ def _samples(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         values = [abs(value) for value in row.get("advantages") or () if value is not None]
         largest[_group(row)] = max([largest[_group(row)], *values])
     return [
-        row | {"credit": credit(row["pieces"], row["advantages"], largest[_group(row)])}
+        row | {"credit": credit(row["pieces"], row["advantages"], largest[_group(row)], row.get("prefix_tokens", 0))}
         if row.get("pieces") and len(row["pieces"]) == len(row.get("advantages") or ())
         else row
         for row in rows
