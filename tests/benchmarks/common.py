@@ -1,4 +1,4 @@
-"""What all benchmarks share: runs timed in turn, peak memory, and sections of docs/benchmarks.md."""
+"""What all benchmarks share: runs timed in turn, peak memory, and sections of a page of docs."""
 
 from __future__ import annotations
 
@@ -110,17 +110,19 @@ def machine() -> str:
     )
 
 
-def write_section(title: str, body: str) -> None:
-    """Put a section into docs/benchmarks.md, in the place of one with the same title or at the end.
+def write_section(title: str, body: str, page: Path = PAGE, head: str = HEAD) -> None:
+    """Put a section into a page of docs, in the place of one with the same title or at the end.
 
     Args:
         title: Its heading.
         body: Markdown, with no heading above the third level.
+        page: The page; begun if it is not there.
+        head: What a page begins with.
     """
-    page = PAGE.read_text() if PAGE.is_file() else HEAD
+    text = page.read_text() if page.is_file() else head
     section = f"## {title}\n\n{body.strip()}\n"
     place = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-    page, replaced = place.subn(lambda _: section + "\n", page)
+    text, replaced = place.subn(lambda _: section + "\n", text)
     if not replaced:
-        page = f"{page.rstrip()}\n\n{section}"
-    write_atomic(PAGE, page.rstrip() + "\n")
+        text = f"{text.rstrip()}\n\n{section}"
+    write_atomic(page, text.rstrip() + "\n")
