@@ -49,11 +49,12 @@ def batch(stage: Stage) -> dict[str, Any]:
     train, rows = stage.train, stage.train.batch_size * stage.train.accumulate * stage.parallel.processes
     objective: Any = stage.objective
     if objective.family == "policy" and stage.rollout is not None:
-        completions = rows * stage.rollout.updates
+        completions, rounds = rows * stage.rollout.updates, objective.sampling_rounds
         return {
             "completions a step": rows,
             "prompts a rollout": completions // objective.group_size,
             "completions a rollout": completions,
+            **({"completions sampled for it, at most": completions * rounds} if rounds > 1 else {}),
             "new tokens a step, at most": rows * stage.rollout.max_new_tokens,
         }
     if stage.data.format == "groups" and objective.family not in ("preference", "reward"):

@@ -44,6 +44,8 @@ def test_show_tells_values_origins_formula_batch_and_parameters(capsys: pytest.C
         "new tokens a step, at most": 1024,
     }
     assert stage["parameters"]["all"] == stage["parameters"]["trained"] > 10_000
+    (more,) = told(capsys, "show", "recipe=gspo_tiny", *TINY, "objective=dapo")["stages"]
+    assert more["batch"]["completions sampled for it, at most"] == 10 * 32
     run("show", "recipe=gspo_tiny", *TINY)
     text = capsys.readouterr().out
     assert "seqtune_recipes/gspo_tiny.yaml:" in text
