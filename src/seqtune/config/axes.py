@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from seqtune.config.mixture import MixtureSpec
 from seqtune.config.rope import Rope
 from seqtune.config.spec import Spec
+from seqtune.config.tools import Tool
 
 Format = Literal["text", "prompt_completion", "messages", "preference", "prompt_answer", "groups"]
 
@@ -127,17 +129,28 @@ class RolloutSpec(Spec):
     temperature: float = Field(1.0, gt=0)
     """Of the sampled distribution; log-probs are taken at the same temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus kept, as a probability; below 1 it biases the importance ratio."""
+    """Nucleus kept, as a probability. Below 1 another policy samples than is trained: refused where a ratio compares
+    the two."""
     top_k: int | None = Field(None, ge=1)
-    """Most probable tokens kept; None keeps all."""
+    """Most probable tokens kept; None keeps all. A filter like `top_p`."""
     max_new_tokens: int = Field(256, ge=1)
     """Tokens a completion has at most."""
     updates: int = Field(1, ge=1)
     """Optimiser steps taken on each batch of rollouts; above 1 the ratio leaves 1 and clipping acts."""
+    tools: dict[str, Tool] = Field(default_factory=dict)
+    """What the policy may call while it writes, by a name of your choice: mappings with the `name` and the fields of a
+    tool. Results count towards `max_new_tokens` and are never trained on."""
     vllm_mode: Literal["colocate", "server"] = "colocate"
     """Where vLLM runs: inside the training processes, or on its own server."""
     vllm_memory: float = Field(0.3, gt=0, le=1)
     """Fraction of GPU memory a colocated vLLM may take."""
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> RolloutSpec:
+        for (one, first), (other, second) in combinations(self.tools.items(), 2):
+            if first.open == second.open:
+                raise ValueError(f"tools '{one}' and '{other}' are both called by {first.open!r}")
+        return self
 
 
 class TrainSpec(Spec):
@@ -150,7 +163,7 @@ class TrainSpec(Spec):
     epochs: float = Field(1.0, gt=0)
     """Passes over the training data when `max_steps` is None."""
     batch_size: int = Field(8, ge=1)
-    """Rows (packed rows, pairs or completions) a process takes in one micro-batch."""
+    """Rows (packed rows, pairs, groups, texts or completions) a process takes in one micro-batch."""
     accumulate: int = Field(1, ge=1)
     """Micro-batches per optimiser step: a step takes `batch_size` times this many rows of each process."""
     tokens_per_batch: int | None = Field(None, ge=1)
@@ -199,6 +212,17 @@ class EvalSpec(Spec):
     """Values of k reported; each at most `samples`."""
     temperature: float = Field(1.0, gt=0)
     """Of the sampled distribution of `pass_at_k`; 1 for the others."""
+    entropy: bool = False
+    """Also measure the entropy of each completion's first segment, and the thresholds right and wrong ones give."""
+    stop_entropy: float | None = Field(None, ge=0)
+    """Bits; a segment of at most this mean entropy ends the thinking of a completion (arXiv 2510.08146). None stops
+    nothing."""
+    stop_segment: int = Field(32, ge=1)
+    """Tokens of a segment."""
+    stop_top: int = Field(20, ge=2)
+    """Most probable tokens whose entropy is taken; 20 in the paper."""
+    stop_text: str = ""
+    """What a completion goes on with where its thinking ends, such as `#### `; empty ends it there."""
     seed: int = Field(0, ge=0)
     """Seed of the choice of items, of the samples and of the bootstrap."""
     confidence: float = Field(0.95, gt=0, lt=1)

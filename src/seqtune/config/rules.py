@@ -220,6 +220,10 @@ def _idle(path: str, stage: Stage) -> str | None:
     unsampled = ("sampling_rounds", "ref_model_sync_steps", "ref_model_mixup_alpha")
     if axis == "objective" and field in unsampled and stage.data.format == "groups":
         return "data of the format 'groups' is not sampled, and its reference is the model the stage starts from"
+    if path == "eval.stop_text" and stage.eval.stop_entropy is None:
+        return "eval.stop_entropy=null stops no completion"
+    if path in ("eval.stop_segment", "eval.stop_top") and stage.eval.stop_entropy is None and not stage.eval.entropy:
+        return "nothing takes entropies: eval.entropy=true measures them, eval.stop_entropy stops by them"
     if path == "train.epochs" and stage.train.max_steps is not None:
         return f"train.max_steps={stage.train.max_steps} decides; train.max_steps=null trains epochs"
     return None
@@ -623,6 +627,42 @@ def _eval_samples(stage: Stage) -> Iterator[Violation]:
         yield Violation(f"eval '{spec.name}' samples nothing", ("eval.temperature", "eval.name"), "eval=pass_at_k")
 
 
+def _eval_entropy(stage: Stage) -> Iterator[Violation]:
+    spec = stage.eval
+    if spec.name != "perplexity":
+        return
+    for field, asked in (("stop_entropy", spec.stop_entropy is not None), ("entropy", spec.entropy)):
+        if asked:
+            yield Violation(
+                f"eval 'perplexity' makes no completions, so eval.{field} has none to look at",
+                (f"eval.{field}", "eval.name"),
+                "eval=greedy",
+            )
+
+
+def _filters_and_ratios(stage: Stage) -> Iterator[Violation]:
+    """Filters whose samples a ratio would compare with probabilities that know no filter."""
+    rollout = stage.rollout
+    if stage.objective.family != "policy" or not samples(stage.objective, stage.data) or rollout is None:
+        return
+    filters = [name for name, acts in (("top_p", rollout.top_p < 1), ("top_k", rollout.top_k is not None)) if acts]
+    for name in filters:
+        said = f"rollout.{name}={getattr(rollout, name)} samples from what it keeps, while log-probs are of all tokens"
+        off = "rollout.top_p=1" if name == "top_p" else "rollout.top_k=null"
+        if rollout.name == "vllm":
+            yield Violation(
+                f"{said}: the correction for rollout 'vllm' would take the difference for the engine's",
+                (f"rollout.{name}", "rollout.name"),
+                off,
+            )
+        elif rollout.updates > 1:
+            yield Violation(
+                f"{said}: with rollout.updates={rollout.updates} the ratio would leave out how much was kept",
+                (f"rollout.{name}", "rollout.updates"),
+                f"{off}, or rollout.updates=1, whose ratio is 1",
+            )
+
+
 def _eval_between_stages(stage: Stage) -> Iterator[Violation]:
     if not stage.eval.between_stages:
         return
@@ -707,6 +747,7 @@ DATA_AND_EVALUATION: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _chat_renders,
     _columns_of_the_format,
     _eval_samples,
+    _eval_entropy,
     _tiny_shapes,
 )
 TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
@@ -721,6 +762,7 @@ TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _groups_fill_batches,
     _lm_head_adapter,
     _synced_reference,
+    _filters_and_ratios,
     _sharded_float16,
     _packing_applies,
     _mixture_is_streamed,

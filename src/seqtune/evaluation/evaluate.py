@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from seqtune.rewards.answers import marked_answer
 from seqtune.rewards.exact import normalised
 from seqtune.rewards.score import score
 from seqtune.rollout.attention import NAME
+from seqtune.rollout.entropy import Rule, Watch, thresholds
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import evaluation_mode, generate
 
@@ -35,6 +36,10 @@ Progress = Callable[[int, int], None]
 
 MEASURED_TOKENS = 8192
 """Tokens, padding included, of one forward pass that measures perplexity: bounds the memory of the logits."""
+
+
+RESAMPLES = 500
+"""Bootstrap samples for the interval of a threshold."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,9 @@ def evaluate(
     - `perplexity`: exp of the mean negative log-likelihood of the trained tokens of all examples together, of a group
       those of its best completion;
     - `length` (tokens, the ending one included) with all of them, and `ended` (share of completions that ended by
-      themselves) with the first two.
+      themselves) with the first two;
+    - with `spec.stop_entropy` the share of completions that were `stopped`; with `spec.entropy` the mean `entropy` of
+      first segments in bits, and `stop_entropy/mean`, `/info` and `/bayes`, the thresholds of right completions.
 
     Examples a reward does not score (None) count for nothing but `length` and `ended`. What votes in `maj@k` is the
     answer marked by `####` or `\\boxed{}`, or the whole completion where nothing is marked, normalised as text.
@@ -125,7 +132,8 @@ def _completions(
     samples = spec.samples
     prompts = prompt_ids(rows, tokenizer)
     _fits(model, max(map(len, prompts)) + spec.max_new_tokens, "a prompt and its completion", "eval.max_new_tokens")
-    ids = _generate(model, tokenizer, prompts, spec, tell)  # [rows * samples], the samples of a row together
+    made = _generate(model, tokenizer, prompts, spec, tell)  # [rows * samples], the samples of a row together
+    ids = [one.ids for one in made]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     ends = set(_ends(model, tokenizer))
     scores = judge([row for row in range(len(rows)) for _ in range(samples)], texts, ids)
@@ -138,8 +146,8 @@ def _completions(
             "prompt": plain(row["prompt"]),
             "answer": row.get("answer"),
             "completions": [
-                {"text": text, "tokens": len(made), "ended": made[-1] in ends, "score": value}
-                for text, made, value in zip(texts[own], ids[own], scores[own], strict=True)
+                {"text": text, "tokens": len(one.ids), "ended": one.ids[-1] in ends, "score": value, **one.watched}
+                for text, one, value in zip(texts[own], made[own], scores[own], strict=True)
             ],
         }
         items.append(item)
@@ -147,7 +155,10 @@ def _completions(
     for name, key in (("length", "tokens"), ("ended", "ended")):
         values = [float(np.mean([one[key] for one in item["completions"]])) for item in items]
         metrics[name] = _mean(values, spec) if name == "length" else _share(values, spec)
-    return Evaluation(metrics, items)
+    if spec.stop_entropy is not None:
+        stopped = [float(np.mean([one["stopped"] for one in item["completions"]])) for item in items]
+        metrics["stopped"] = _share(stopped, spec)
+    return Evaluation(metrics | (_entropies(items, spec) if spec.entropy else {}), items)
 
 
 def _judge(
@@ -171,7 +182,7 @@ def _judge(
             hint="reward=math_equiv or reward=exact compares with the column 'answer'; or eval=perplexity",
         )
     prompts = [plain(prompt) for prompt in rows["prompt"]]
-    columns = {name: rows[name] for name in names if name not in ("prompt", "completion", WHERE)}
+    columns = {name: rows[name] for name in names if name not in ("prompt", "completion", "completions", WHERE)}
 
     def judge(which: list[int], completions: list[str], ids: list[list[int]]) -> list[float | None]:
         own = {name: [values[row] for row in which] for name, values in columns.items()} | {"completion_ids": ids}
@@ -180,6 +191,12 @@ def _judge(
     first = rows[0]
     judge([0], [plain(first.get("completion") or first.get("answer") or "0")], [[0]])
     return judge
+
+
+class _Made(NamedTuple):
+    ids: list[int]
+    watched: dict[str, Any]
+    """`entropy` of the first segment in bits, and whether it was `stopped`, where the evaluation looks at them."""
 
 
 def rollout_attention(model: PreTrainedModel, longest: int) -> str:
@@ -199,31 +216,70 @@ def _generate(
     prompts: list[list[int]],
     spec: EvalSpec,
     tell: Progress,
-) -> list[list[int]]:
+) -> list[_Made]:
     """`spec.samples` completions for every prompt, those of one prompt together, in the order of `prompts`."""
     places = [(row, sample) for row in range(len(prompts)) for sample in range(spec.samples)]
     # Longest first and equal prompts together: batches pad little, share prefills, and memory peaks at the start.
     order = sorted(range(len(places)), key=lambda i: (-len(prompts[places[i][0]]), places[i]))
-    found: list[list[int]] = [[] for _ in places]
+    found = [_Made([], {})] * len(places)
+    ends = _ends(model, tokenizer)
+    rule = _rule(tokenizer, spec, ends)
     longest = max(map(len, prompts)) + spec.max_new_tokens
     for start in range(0, len(order), spec.batch_size):
         batch = order[start : start + spec.batch_size]
+        watch = None if rule is None else Watch(rule, len(batch))
         with attention(model, rollout_attention(model, longest)):
             made = generate(
                 model,
                 [prompts[places[i][0]] for i in batch],
                 max_new_tokens=spec.max_new_tokens,
-                eos_token_id=_ends(model, tokenizer),
+                eos_token_id=ends,
                 pad_token_id=int(tokenizer.pad_token_id),
                 temperature=spec.temperature,
                 greedy=spec.name == "greedy",
                 seeds=[seed_of(spec.seed, *places[i]) for i in batch],
                 batch_size=spec.batch_size,
+                watch=watch,
             )
-        for i, completion in zip(batch, made, strict=True):
-            found[i] = completion
+        for row, (i, ids) in enumerate(zip(batch, made, strict=True)):
+            watched: dict[str, Any] = {}
+            if watch is not None and spec.entropy:
+                watched["entropy"] = watch.first_segment(row, len(ids))
+            if watch is not None and spec.stop_entropy is not None:
+                watched["stopped"] = watch.stopped(row, len(ids))
+            found[i] = _Made(ids, watched)
         tell(start + len(batch), len(order))
     return found
+
+
+def _rule(tokenizer: PreTrainedTokenizerBase, spec: EvalSpec, ends: list[int]) -> Rule | None:
+    """When completions stop thinking; None where nothing looks at their entropies."""
+    if spec.stop_entropy is None and not spec.entropy:
+        return None
+    forced = tokenizer(spec.stop_text, add_special_tokens=False)["input_ids"] if spec.stop_text else []
+    return Rule(spec.stop_entropy, spec.stop_segment, spec.stop_top, tuple(forced or ends[:1]))
+
+
+def _entropies(items: list[dict[str, Any]], spec: EvalSpec) -> dict[str, Estimate]:
+    """Bits of first segments, and the thresholds they give where completions are right or wrong."""
+    every = [one for item in items for one in item["completions"]]
+    metrics = {
+        "entropy": _mean([float(np.mean([one["entropy"] for one in item["completions"]])) for item in items], spec)
+    }
+    scored = [one for one in every if one["score"] is not None]
+    right, wrong = ([one["entropy"] for one in scored if one["score"] == value] for value in (1, 0))
+    if not _binary([one["score"] for one in scored]) or not right:
+        return metrics
+    found, random = thresholds(right, wrong), np.random.default_rng(spec.seed)
+    again = [
+        thresholds(random.choice(right, len(right)), random.choice(wrong, len(wrong)) if wrong else [])
+        for _ in range(RESAMPLES)
+    ]
+    tails = [50 * (1 - spec.confidence), 50 * (1 + spec.confidence)]
+    for name in ("mean", "info", "bayes"):
+        low, high = np.percentile([getattr(one, name) for one in again], tails)
+        metrics[f"stop_entropy/{name}"] = Estimate(getattr(found, name), float(low), float(high), len(scored))
+    return metrics
 
 
 def _mean(values: Any, spec: EvalSpec, weights: Any = None) -> Estimate:

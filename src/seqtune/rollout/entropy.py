@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -52,7 +53,7 @@ class Thresholds(NamedTuple):
     there are too few to tell."""
 
 
-def thresholds(right: Sequence[float], wrong: Sequence[float]) -> Thresholds:
+def thresholds(right: Sequence[float] | NDArray[Any], wrong: Sequence[float] | NDArray[Any]) -> Thresholds:
     """Thresholds from the entropies of right and wrong completions.
 
     Where a rule has too little to go by (fewer than two right ones, no wrong one, no spread, no crossing between the

@@ -57,6 +57,7 @@ from seqtune.training.rollouts import (
     together,
 )
 from seqtune.training.scorer import Scorer, plain
+from seqtune.training.tools import ToolRollout, trained, with_memories
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,8 +67,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from seqtune.objectives.specs import Policy as PolicySpec
+    from seqtune.rollout.tools import Turn
+    from seqtune.training.tools import Stop
 
 RENAMED = {"reward": "reward/mean", "reward_std": "reward/std", "frac_reward_zero_std": "reward/equal_groups"}
+OF_ROUNDS = ("prefix_mask", "rank_rewards", "reward_columns", "calls")
+"""What a round of prompts tells of its completions beside what TRL does."""
 DROPPED = ("step_time", "rewards/", "num_tokens")
 """Beginnings of TRL's keys that are left out: a stopwatch, the only reward under a second name, and tokens with prompts
 counted once a completion."""
@@ -97,6 +102,12 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         self._round, self._rows, self._given = 0, [], []
         super().__init__(run, **kwargs)
         shares = self.spec.build_prefix_shares(self.args.max_steps)
+        tools = run.stage.rollout.tools if run.stage.rollout is not None else {}
+        self.calling = (
+            ToolRollout(list(tools.values()), run.tokenizer, ends=self.eos_token_ids, limit=self.max_completion_length)
+            if tools
+            else None
+        )
         self.demonstrations = None if self.spec.anchor_below is None else Demonstrations(run.tokenizer)
         self.beginnings = shares and Beginnings(
             run.tokenizer,
@@ -178,21 +189,49 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             return super()._generate_single_turn(  # type: ignore[no-any-return]
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
+        places = self._places(len(prompt_ids))
+        if self.calling is not None:
+            return self._conversed(self.calling, prompt_ids, places), None
+        seeds = [seed_of(self.args.seed, *place) for place in places]
+        return self._continued(prompt_ids, seeds, self.max_completion_length), None
+
+    def _conversed(self, calling: ToolRollout, prompt_ids: list[list[int]], places: list[Place]) -> list[list[int]]:
+        """Completions that may call tools; every turn has a seed of its own, the first that of a whole completion."""
+
+        def generate(turns: list[Turn], stop: Stop) -> list[list[int]]:
+            asked = [(*places[turn.row], *([turn.number] if turn.number else [])) for turn in turns]
+            seeds = [seed_of(self.args.seed, *place) for place in asked]
+            return self._continued([turn.context for turn in turns], seeds, max(turn.room for turn in turns), stop)
+
+        found = calling(prompt_ids, generate)
+        for one in found:
+            self._log_metric("tools/calls", float(len(one.calls)))
+            self._log_metric("tools/failures", float(one.failures))
+            self._log_metric("tools/tokens", float(one.own.count(False)))
+        self.reward_funcs[0].written = [
+            [token for token, own in zip(one.ids, one.own, strict=True) if own] for one in found
+        ]
+        return [one.ids for one in found]
+
+    def _continued(
+        self, prompt_ids: list[list[int]], seeds: list[int], most: int, stop: Stop | None = None
+    ) -> list[list[int]]:
+        """At most `most` tokens after each prompt."""
         model = self.accelerator.unwrap_model(self.model_wrapped)
         with attention(body(model), NAME):  # a model that trains here reads forests
-            completions = generate(
+            return generate(
                 model,
                 prompt_ids,
-                max_new_tokens=self.max_completion_length,
+                max_new_tokens=most,
                 eos_token_id=self.eos_token_ids,
                 pad_token_id=self._tokenizer.pad_token_id,
                 temperature=self.temperature,
                 top_p=self.top_p,
                 top_k=self.top_k or None,
-                seeds=[seed_of(self.args.seed, *place) for place in self._places(len(prompt_ids))],
+                seeds=seeds,
                 batch_size=len(prompt_ids),
+                watch=stop,
             )
-        return completions, None
 
     def _places(self, rows: int) -> list[Place]:
         """Where each of this process's rows stands; prompts of further rounds are counted on."""
@@ -211,6 +250,9 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         own_advantages = advantages[mine] if advantages.dim() == 1 else advantages[mine, :columns]
         output["advantages"] = own_advantages.to(output["completion_ids"].device)
         output.update({name: own[name] for name in self.spec.loss_inputs if name in own})
+        if "memory_mask" in output:
+            right = torch.tensor(rewards[mine]) > self.spec.correct  # NaN is not
+            output["memory_mask"] &= right.unsqueeze(1).to(output["memory_mask"].device)
         ids = self._of_all(output["completion_ids"]) if advantages.dim() == 2 else None
         if self.accelerator.is_main_process:
             self._write_samples(texts, rewards, advantages, ids, known)
@@ -230,6 +272,8 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         if self.beginnings:
             given = torch.tensor([len(tokens) for tokens in self._given], device=device)
             tensors["prefix_mask"] = torch.arange(width, device=device) < given.unsqueeze(1)
+        if self.calling is not None:
+            tensors |= self.calling.told(width, device, rewritten="memory_mask" in asked)
         scorer, rows = self.reward_funcs[0], len(inputs) * self.accelerator.num_processes
         for name, of_rows in (("rank_rewards", "by_rank"), ("reward_columns", "by_part")):
             if name in asked:
@@ -323,7 +367,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     def _described(self, output: dict[str, Any]) -> dict[str, Any]:
         """What the objective asks to know of this process's completions, by the names its spec uses."""
         asked = self.spec.needs
-        ids, mask = output["completion_ids"], output["completion_mask"].bool()
+        ids, mask = output["completion_ids"], trained(output)
         places = torch.arange(ids.shape[1], device=ids.device)
         last = ids.gather(1, (places * mask).amax(1, keepdim=True)).squeeze(1)
         found: dict[str, Any] = {
@@ -337,12 +381,12 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         if "sampling_per_token_logps" in output:
             found["sampler_logps"] = output["sampling_per_token_logps"]
         if asked & {"old_logps", "entropies", "correction_scale"}:
-            rows = torch.cat([output["prompt_ids"], ids], 1), torch.cat([output["prompt_mask"], mask], 1)
+            rows = _whole(output)
             with torch.no_grad():
                 found["old_logps"], found["entropies"] = self._scores(self.model, *rows, ids.shape[1], entropy=True)
         if "reward_columns" in asked:
             found["reward_weights"] = self.reward_funcs[0].weights
-        found |= {name: output[name] for name in ("prefix_mask", "rank_rewards", "reward_columns") if name in output}
+        found |= {name: output[name] for name in OF_ROUNDS if name in output}
         if "correction_scale" in asked:
             gap = found["old_logps"] - found.get("sampler_logps", found["old_logps"])
             total, units = self.accelerator.reduce(self.spec.build_correction().total(gap, mask), reduction="sum")
@@ -441,9 +485,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
 
     def lay(self, units: list[dict[str, Any]]) -> Completions:
         step = {name: torch.cat([unit[name] for unit in units]) for name, value in units[0].items() if value.ndim}
-        ids = torch.cat([step["prompt_ids"], step["completion_ids"]], 1)
-        present = torch.cat([step["prompt_mask"], step["completion_mask"]], 1)
-        sequences, _ = self._sequences(ids, present, step["completion_ids"].shape[1])
+        sequences, _ = self._sequences(*_whole(step), trained(step))
         return Completions(step, lay_out(sequences, self.accelerator.device, shared=True))
 
     def sample(self, count: int) -> list[Scored]:
@@ -458,17 +500,12 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         return found
 
     def micro_batches(self, inputs: Any) -> list[Completions]:
-        step = self._prepare_inputs(inputs)
-        ids = torch.cat([step["prompt_ids"], step["completion_ids"]], 1)
-        present = torch.cat([step["prompt_mask"], step["completion_mask"]], 1)
-        return [
-            Completions(take(step, rows), batch)
-            for rows, batch in self._lay(ids, present, step["completion_ids"].shape[1])
-        ]
+        step = with_memories(self._prepare_inputs(inputs))
+        return [Completions(take(step, rows), batch) for rows, batch in self._lay(*_whole(step), trained(step))]
 
-    def _lay(self, ids: Tensor, present: Tensor, completion: int) -> list[tuple[Tensor, MicroBatch]]:
+    def _lay(self, ids: Tensor, present: Tensor, scored: Tensor) -> list[tuple[Tensor, MicroBatch]]:
         """Padded rows as micro-batches that share prompts: the numbers of the rows, and their layout."""
-        sequences, units = self._sequences(ids, present, completion)
+        sequences, units = self._sequences(ids, present, scored)
         train = self.run.stage.train
         cuts = split(units, rows=train.batch_size, tokens=train.tokens_per_batch)
         device = self.accelerator.device
@@ -477,14 +514,14 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             for cut in cuts
         ]
 
-    def _sequences(self, ids: Tensor, present: Tensor, completion: int) -> tuple[list[Scored], list[Unit]]:
-        """The sequences in padded rows whose last `completion` columns are scored, and what each weighs."""
+    def _sequences(self, ids: Tensor, present: Tensor, scored: Tensor) -> tuple[list[Scored], list[Unit]]:
+        """The sequences in padded rows whose last columns are completions, `scored` [B, T], and what each weighs."""
         sequences, units = [], []
-        for row, mask in zip(ids.cpu().numpy(), present.bool().cpu().numpy(), strict=True):
-            scored = np.arange(len(row)) >= len(row) - completion
-            prompt = row[mask & ~scored]
-            sequences.append(Scored(row[mask], scored[mask]))
-            units.append(Unit(int(mask[scored].sum()), prompt.tobytes(), len(prompt)))
+        prompts = ids.shape[1] - scored.shape[1]  # columns
+        for row, mask, own in zip(*(x.cpu().numpy() for x in (ids, present.bool(), scored)), strict=True):
+            prompt = row[:prompts][mask[:prompts]]
+            sequences.append(Scored(row[mask], np.concatenate([np.zeros(prompts, bool), own])[mask]))
+            units.append(Unit(int(mask[prompts:].sum()), prompt.tobytes(), len(prompt)))
         return sequences, units
 
     def _get_per_token_logps_and_entropies(
@@ -508,7 +545,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         mask = present[:, -completion:].bool()
         logps = torch.zeros(mask.shape, device=ids.device)
         entropies = torch.zeros(mask.shape, device=ids.device)
-        batches = self._lay(ids, present, completion)
+        batches = self._lay(ids, present, mask)
         inner = self.accelerator.unwrap_model(model)
         for turn in range(self.turns(len(batches))):
             rows, batch = batches[min(turn, len(batches) - 1)]
@@ -520,7 +557,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         return logps, entropies
 
     def count(self, batch: Completions) -> float:
-        mask = batch.rows["completion_mask"].bool()  # [B, T]
+        mask = trained(batch.rows)  # [B, T]
         if self.spec.denominator_unit == "tokens":
             advantages = batch.rows["advantages"]
             left_out = advantages.isnan() if advantages.dim() == 2 else advantages.isnan().unsqueeze(1)
@@ -528,7 +565,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         return float(len(mask) * (self.max_completion_length if self.spec.denominator_unit == "slots" else 1))
 
     def measure(self, model: Any, batch: Completions, denominator: Tensor | float) -> Measured:
-        rows, mask = batch.rows, batch.rows["completion_mask"].bool()  # [B, T]
+        rows, mask = batch.rows, trained(batch.rows)  # [B, T]
         inner = self.accelerator.unwrap_model(model)
         scores = token_scores(
             model, inner, batch.forest, temperature=self.temperature, entropy=True, aux=self.aux_loss_enabled
@@ -631,6 +668,14 @@ class Completions:
         return self.forest.tokens
 
 
+def _whole(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Prompts and completions side by side: ids and which of them there are, `[B, P + T]`."""
+    return (
+        torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1),
+        torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1),
+    )
+
+
 def to_columns(batch: MicroBatch, values: Tensor, mask: Tensor) -> Tensor:
     """[M] values of the scored tokens in the places `mask` [B, T] marks, row by row; 0 elsewhere."""
     flat = values[batch.index[batch.index >= 0]]
@@ -660,6 +705,11 @@ def trainer(run: StageRun) -> Policy:
             f"objective '{spec.name}' learns from demonstrations, and the data has no column 'completion'",
             "data.format",
             "data.format=prompt_completion, or a column 'completion' beside the prompt",
+        )
+    if rollout.top_p < 1 or rollout.top_k is not None:
+        run.notice(
+            f"completions are sampled with top_p={rollout.top_p}, top_k={rollout.top_k}, while the gradient is that of "
+            "all tokens: a biased estimate; rollout.top_p=1 rollout.top_k=null samples from the policy itself"
         )
     group_size: int = spec.group_size  # type: ignore[attr-defined]
     adapter = stage.peft.build()
