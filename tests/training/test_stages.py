@@ -90,7 +90,7 @@ def test_the_rows_of_a_stage_hold_what_the_page_says(data: Path, tmp_path: Path)
     assert row["rewards/margin"] == 0
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "kto", "reward", "a_lol", "slic", "tempo"])
 def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(kind: str, data: Path, tmp_path: Path) -> None:
     rows, ends_of = [], []
     for size, accumulate, budget in ((4, 1, None), (1, 4, None), (4, 1, 40)):
@@ -171,7 +171,7 @@ def test_an_export_is_plain_and_the_same_model(peft: Any, data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("peft", [Full(), Lora(rank=2)], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "tempo"])
 def test_checkpointed_activations_change_no_number(kind: str, peft: Any, data: Path, tmp_path: Path) -> None:
     rows = []
     for checkpointing in (False, True):
@@ -182,7 +182,7 @@ def test_checkpointed_activations_change_no_number(kind: str, peft: Any, data: P
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "reward"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward", "slic"])
 def test_half_precision_trains(kind: str, data: Path, tmp_path: Path) -> None:
     half = MODEL.model_copy(update={"dtype": "bfloat16"})
     folder = create(tmp_path / "run", stage(kind, data, model=half))

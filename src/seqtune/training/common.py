@@ -17,6 +17,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import use_adapter
 
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import refusal, use_forest
@@ -542,6 +544,19 @@ class Supervised(Staged):
         trainer.log(dict(metrics))
         trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
         return metrics
+
+
+@torch.no_grad()
+def reference_logps(trainer: Any, reference: Any, batch: MicroBatch) -> Tensor:
+    """[M] log-probs of the frozen reference: a copy, or, where that is None, the model without its adapter."""
+    unwrap = trainer.accelerator.unwrap_model
+    if reference is not None:
+        return token_scores(reference, unwrap(reference), batch).logps
+    with (
+        use_adapter(unwrap(trainer.model), adapter_name=None),
+        disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+    ):
+        return token_scores(trainer.model, unwrap(trainer.model), batch).logps
 
 
 def heldout_name(key: str) -> str:

@@ -19,8 +19,6 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from trl import SFTConfig, SFTTrainer
 from trl.models import prepare_fsdp
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import use_adapter
 
 from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
@@ -36,6 +34,7 @@ from seqtune.training.common import (
     at_start,
     check_length,
     optimiser_steps,
+    reference_logps,
     training_arguments,
 )
 from seqtune.training.forest import MicroBatch, Scored, Tokens, lay_out, token_scores
@@ -135,19 +134,9 @@ class Offline(Supervised, SFTTrainer):  # type: ignore[misc]  # TRL is untyped
             aux=self.router_aux_loss_coef * scores.aux if scores.aux is not None else None,
         )
 
-    @torch.no_grad()
-    def _of_reference(self, batch: Groups) -> Tensor:
-        """[B, L] log-probs of the model the stage started from: a copy, or the model without its adapter."""
-        unwrap = self.accelerator.unwrap_model
-        if self.reference is not None:
-            logps = token_scores(self.reference, unwrap(self.reference), batch.forest).logps
-        else:
-            with (
-                use_adapter(unwrap(self.model), adapter_name=None),
-                disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            ):
-                logps = token_scores(self.model, unwrap(self.model), batch.forest).logps
-        return batch.forest.by_sequence(logps)
+    def of_reference(self, batch: Groups) -> Tensor:
+        """[B, L] log-probs of the model the stage started from."""
+        return batch.forest.by_sequence(reference_logps(self, self.reference, batch.forest))
 
 
 class Texts(Offline):
@@ -170,7 +159,7 @@ class Texts(Offline):
         return float(sum(batch.sizes))
 
     def judge(self, batch: Groups, logps: Tensor, denominator: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
-        reference = self._of_reference(batch) if self.run.stage.objective.needs_reference else logps.detach()
+        reference = self.of_reference(batch) if self.run.stage.objective.needs_reference else logps.detach()
         advantages, scores = (batch.column(name, logps) for name in ("advantages", "scores"))
         loss, metrics = self.objective(logps, reference, advantages, batch.mask, denominator=denominator)
         return loss, {**metrics, "reward/mean": scores.mean()}
@@ -226,7 +215,7 @@ class Recorded(Offline):
 
     def judge(self, batch: Groups, logps: Tensor, denominator: Tensor | float) -> tuple[Tensor, dict[str, Tensor]]:
         spec: Any = self.run.stage.objective
-        old = self._of_reference(batch)
+        old = self.of_reference(batch)
         reference = old if spec.beta > 0 else None
         given = {"segments": self._segments(batch)} if "segments" in spec.loss_inputs else {}
         found: tuple[Tensor, dict[str, Tensor]] = self.objective(

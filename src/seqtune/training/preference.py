@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from trl import DPOConfig, DPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import use_adapter
 
 from seqtune.training.common import (
     Measured,
@@ -18,6 +16,7 @@ from seqtune.training.common import (
     Supervised,
     at_start,
     optimiser_steps,
+    reference_logps,
     training_arguments,
 )
 from seqtune.training.forest import MicroBatch, Unit, lay_out, token_scores
@@ -66,7 +65,7 @@ class Preference(Supervised, DPOTrainer):  # type: ignore[misc]  # TRL is untype
             batch = lay_out(wanted, self.accelerator.device, shared=self.shared)
             with self.accelerator.autocast():
                 ratios = token_scores(self.model, self.accelerator.unwrap_model(self.model), batch).logps
-                ratios = batch.by_sequence(ratios - self._reference(batch)).sum(1)  # [B]
+                ratios = batch.by_sequence(ratios - reference_logps(self, self.ref_model, batch)).sum(1)  # [B]
             if turn < len(cuts):
                 found += torch.stack([ratios.double().sum(), torch.full_like(found[0], len(cut))])
         total = self.accelerator.reduce(found, reduction="sum")
@@ -89,7 +88,7 @@ class Preference(Supervised, DPOTrainer):  # type: ignore[misc]  # TRL is untype
             model, self.accelerator.unwrap_model(model), batch, entropy=True, aux=self.aux_loss_enabled
         )
         chosen, rejected = batch.by_sequence(scores.logps).sum(1).chunk(2)  # [B]: the chosen come first
-        ref_chosen, ref_rejected = batch.by_sequence(self._reference(batch)).sum(1).chunk(2)
+        ref_chosen, ref_rejected = batch.by_sequence(reference_logps(self, self.ref_model, batch)).sum(1).chunk(2)
         given = [chosen, rejected, ref_chosen, ref_rejected]
         if self.run.stage.objective.needs_mismatched:
             given.append(self._kl)
@@ -108,18 +107,6 @@ class Preference(Supervised, DPOTrainer):  # type: ignore[misc]  # TRL is untype
             tokens=batch.tokens,
             aux=self.router_aux_loss_coef * scores.aux if scores.aux is not None else None,
         )
-
-    @torch.no_grad()
-    def _reference(self, batch: MicroBatch) -> Tensor:
-        """[M] log-probs of the frozen reference: a copy, or the model without its adapter."""
-        unwrap = self.accelerator.unwrap_model
-        if self.ref_model is not None:
-            return token_scores(self.ref_model, unwrap(self.ref_model), batch).logps
-        with (
-            use_adapter(unwrap(self.model), adapter_name=None),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-        ):
-            return token_scores(self.model, unwrap(self.model), batch).logps
 
 
 def trainer(run: StageRun) -> Preference:
