@@ -19,6 +19,7 @@ class Kind(StrEnum):
     pefts = "pefts"
     parallel = "parallel"
     rewards = "rewards"
+    tools = "tools"
     formats = "formats"
 
 
@@ -54,7 +55,8 @@ def rows(kind: Kind) -> list[dict[str, Any]]:
 
         return [{"name": f.name, "origin": "seqtune", "about": f.summary} for f in FORMATS.values()]
     from seqtune.config.reading import registry
+    from seqtune.rollout import TOOLS
 
-    names = registry(REGISTRIES[kind])
+    names = TOOLS if kind is Kind.tools else registry(REGISTRIES[kind])
     entries = [names.entries[name] for name in names]
     return [{"name": e.name, "origin": e.origin, "about": (e.load().__doc__ or "").split("\n")[0]} for e in entries]

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from seqtune.rollout.entropy import Watch
-
 
 def generate(
     model: PreTrainedModel,
@@ -41,7 +39,7 @@ def generate(
     greedy: bool = False,
     seeds: list[int] | None = None,
     batch_size: int,
-    watch: Watch | None = None,
+    watch: Callable[[Tensor, Tensor, int, list[int]], Tensor] | None = None,
 ) -> list[list[int]]:
     """Complete every prompt. Prompts of similar length share a batch; equal prompts share their prefill.
 
@@ -60,7 +58,8 @@ def generate(
         greedy: Take the most probable token; the four arguments above and below it do not matter.
         seeds: One a row (`seqtune.rollout.noise.seed_of`); needed unless `greedy`.
         batch_size: Rows decoded together.
-        watch: Measures entropies, and may stop completions; for this call alone.
+        watch: `watch(logits [B, V], tokens [B], step, numbers of the prompts) -> tokens [B]`, called with every token
+            that was chosen; for this call alone.
 
     Returns:
         Completions in the order of `prompt_ids`, each of 1 to `max_new_tokens` tokens.

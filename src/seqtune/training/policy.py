@@ -251,9 +251,11 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         output["advantages"] = own_advantages.to(output["completion_ids"].device)
         output.update({name: own[name] for name in self.spec.loss_inputs if name in own})
         if "memory_mask" in output:
-            right = torch.tensor(rewards[mine]) > self.spec.correct  # NaN is not
+            right = torch.tensor(rewards[mine]) > self.spec.correct  # type: ignore[attr-defined]  # NaN is not
             output["memory_mask"] &= right.unsqueeze(1).to(output["memory_mask"].device)
-        ids = self._of_all(output["completion_ids"]) if advantages.dim() == 2 else None
+        ids = None
+        if advantages.dim() == 2:
+            ids = self._of_all(output["completion_ids"]), self._of_all(output["completion_mask"]).bool()
         if self.accelerator.is_main_process:
             self._write_samples(texts, rewards, advantages, ids, known)
         return output
@@ -419,7 +421,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         texts: list[tuple[Any, Any]],
         rewards: list[float],
         advantages: Tensor,
-        ids: Tensor | None,
+        ids: tuple[Tensor, Tensor] | None,
         known: dict[str, Any],
     ) -> None:
         """One group of every rollout, to read: `{stage, step, prompt, completion, reward, advantage}` a completion.
@@ -431,7 +433,8 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         mask: Tensor | None = known.get("mask")
         by_token = []
         if mask is not None and ids is not None:
-            for tokens, values, live in islice(zip(ids, advantages, mask.bool(), strict=True), self.num_generations):
+            values_shown = torch.where(mask.bool(), advantages, torch.nan)  # of what a tool gave: none
+            for tokens, values, live in islice(zip(ids[0], values_shown, ids[1], strict=True), self.num_generations):
                 by_token.append((values[live].tolist(), pieces(tokens[live].tolist(), self._tokenizer)))
             advantages = masked_mean(advantages, mask, dim=1)
         shown = zip(texts, rewards, advantages.tolist(), strict=True)

@@ -36,12 +36,15 @@ class Scorer:
             raise SeqtuneError(
                 f"objective '{objective.name}' needs a reward", "reward", "choose one: reward=math_equiv"
             )
-        self.name, self.reward = spec.name, spec.build()
+        self.name, self.reward, self._tokenizer = spec.name, spec.build(), run.tokenizer
         self.ranks: int | None = getattr(objective, "ranks", None) if "rank_rewards" in objective.needs else None
         self.by_rank: list[list[float]] = []
         """What each rank of the last call's completions earned, NaN in a row without a score."""
         self.by_part: list[list[float]] = []
         """What each part of a combined reward gave the last call's completions, as `Combined.columns`."""
+        self.written: list[list[int]] | None = None
+        """Where completions call tools: the tokens of the next call's completions that the model wrote itself. They are
+        judged by these alone, so that no answer counts because a tool gave it."""
         self.weights: tuple[float, ...] = self.reward.column_weights if isinstance(self.reward, Combined) else ()
         """Of these columns."""
 
@@ -55,6 +58,9 @@ class Scorer:
         log_metric: Any,
         **columns: list[Any],
     ) -> list[float | None]:
+        if self.written is not None:
+            completion_ids = self.written
+            completions = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         texts = [plain(prompt) for prompt in prompts], [plain(completion) for completion in completions]
         columns["completion_ids"] = completion_ids  # rewards may count tokens
         if isinstance(self.reward, Combined):
