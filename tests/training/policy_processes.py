@@ -38,6 +38,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"name": "tempo"},
     {"name": "prefix_rft", "prefix_keep": 0.5},
     {"name": "policy", "sampling_rounds": 4},
+    {"name": "dagrpo", "anchors": True, "tau": 0.0},
 ]
 
 
@@ -50,7 +51,8 @@ def main(out: str, processes: str) -> None:
 def train(out: Path, objective: dict[str, Any], count: int) -> None:
     one = stage(
         objective={"beta": 0.0, **objective},
-        reward={"pattern": r"(?s)[\x00-\x3f].*"},  # a quarter of the completions match: some groups are all wrong
+        reward={"pattern": r"(?s)([\x00-\x3f]|It is).*"},  # of demonstrations and a quarter of completions
+        rollout={"max_new_tokens": 10},
         train={"batch_size": 8 // count, "accumulate": 2, "max_steps": 2, "learning_rate": 1e-4, "max_grad_norm": 1e9},
         parallel=Single() if count == 1 else Ddp(processes=count),
     )

@@ -51,7 +51,8 @@ def test_two_processes_equal_one(objective: dict[str, Any], runs: tuple[Path, Pa
     alone_rows, together_rows = (RunFolder(folder).metrics() for folder in (one, two))
     for key in ("reward/mean", "reward/std", "tokens", "completions/mean_length", "completions/clipped_ratio"):
         assert [row[key] for row in alone_rows] == pytest.approx([row[key] for row in together_rows], abs=1e-6), key
-    if "sampling_rounds" in objective:
-        rounds = [row["rollout/rounds"] for row in alone_rows]
-        assert max(rounds) > 1
-        assert [row["rollout/rounds"] for row in together_rows] == rounds
+    for key, field in (("rollout/rounds", "sampling_rounds"), ("rollout/anchors", "anchors")):
+        if field in objective:
+            counted = [row[key] for row in alone_rows]
+            assert max(counted) > (key == "rollout/rounds"), "the first round, or no group, was not enough"
+            assert [row[key] for row in together_rows] == counted
