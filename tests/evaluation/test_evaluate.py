@@ -57,6 +57,22 @@ def by_turn(pattern: list[float]) -> Callable[..., list[float]]:
     return lambda prompts, completions, **columns: [pattern[i % len(pattern)] for i in range(len(completions))]
 
 
+def test_of_a_group_the_best_completion_is_measured_and_the_prompt_completed(model: Any, tokenizer: Any) -> None:
+    made = [
+        {
+            "prompt": row["prompt"],
+            "answer": row["answer"],
+            "completions": ["no", row["completion"]],
+            "scores": [0.0, 1.0],
+        }
+        for row in ROWS
+    ]
+    groups, single = Dataset.from_list(made), Dataset.from_list(ROWS)
+    for spec in (EvalSpec(name="perplexity"), EvalSpec(max_new_tokens=3)):
+        found, expected = (evaluate(model, tokenizer, rows, spec, exact).metrics for rows in (groups, single))
+        assert found == expected
+
+
 def test_greedy_takes_the_most_probable_token_every_time(model: Any, tokenizer: Any) -> None:
     """Against a loop without cache, batch or padding."""
     found = evaluate(
