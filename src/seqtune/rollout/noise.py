@@ -32,18 +32,18 @@ def gumbel(seeds: Tensor, step: int, size: int) -> Tensor:
     """
     rows = _mix(seeds + torch.full_like(seeds, step + 1) * _GOLDEN)  # [B]
     indices = torch.arange(1, size + 1, device=seeds.device) * _GOLDEN  # [V]
-    bits = _mix(rows.unsqueeze(1) ^ _mix(indices)) & 0xFFFFFFFF  # [B, V], 32 random bits
+    bits = _mix(rows.unsqueeze(1) ^ _mix(indices)).bitwise_and_(0xFFFFFFFF)  # [B, V], 32 random bits
     # -log1p(-u) keeps full relative precision for small u, which is where the large (winning) noise comes from.
-    uniform = ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
-    return -torch.log(-torch.log1p(-uniform))
+    uniform = bits.float().add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()  # -log(-log1p(-u)), in place: [B, V] is large
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _logical_shift(x, 30)) * _MIX_1  # int64 products wrap around
-    x = (x ^ _logical_shift(x, 27)) * _MIX_2
-    return x ^ _logical_shift(x, 31)
+    x = _shifted(x, 30).bitwise_xor_(x).mul_(_MIX_1)  # int64 products wrap around
+    x = _shifted(x, 27).bitwise_xor_(x).mul_(_MIX_2)
+    return _shifted(x, 31).bitwise_xor_(x)
 
 
-def _logical_shift(x: Tensor, bits: int) -> Tensor:
-    """`>>` that fills with zeros; torch's keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """`>>` that fills with zeros, where torch's keeps the sign; a new tensor."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
