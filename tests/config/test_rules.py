@@ -30,9 +30,20 @@ BROKEN = [
      "reward.output=log_decay is discounted already", "reward.output: command line", "objective.rank_reward=own"),
     ("gspo_tiny", ["objective=rank_grpo", "reward=list_ndcg"], "objective 'rank_grpo' needs a reward for each line",
      "reward.name", "another objective"),
-    ("gspo_tiny", ["objective=foresight"], "objective 'foresight' needs a low-level", "reward.name", "another"),
+    ("gspo_tiny", ["objective=foresight"], "objective 'foresight' needs scores of what a low-level", "reward.name",
+     "reward=custom: a function that returns [format, judge, execution"),
     ("gspo_tiny", ["objective=searcher"], "objective 'searcher' needs completions that call tools", "rollout.name",
-     "another objective"),
+     "rollout=search rollout.tools.search.path=FILE"),
+    ("gspo_tiny", ["rollout=python", "rollout.name=vllm"], "completions that call tools are sampled turn by turn, which "
+     "rollout 'vllm' does not do", "rollout.name: command line", "rollout.name=transformers"),
+    ("gspo_tiny", ["rollout=python", "parallel=fsdp2"], "with parallel=fsdp2 all processes sample in step",
+     "parallel.name: ", "parallel=ddp"),
+    ("gspo_tiny", ["rollout=python", "objective=prefix_rft"], "objective 'prefix_rft' puts demonstrations into "
+     "completions", "rollout.tools", "another objective"),
+    ("offline_tiny", ["objective=a_lol", "+rollout.tools.p.name=python"], "rollout.tools.p.name: nothing reads it",
+     "command line", "leave"),
+    ("gspo_tiny", ["+rollout.tools.mine.name=pyhton"], "rollout.tools.mine: is refused: unknown name 'pyhton' in tools",
+     "command line", ""),
     ("gspo_tiny", ["objective=dagrpo", "objective.anchors=true", "objective.beta=0.1", "objective.kl_in=reward"],
      "objective.kl_in=reward takes the KL of a completion off its reward", "objective.anchors: command line",
      "objective.kl_in=loss"),
@@ -270,7 +281,7 @@ def test_groups_feed_every_objective_or_say_what_they_lack(name: str) -> None:
         "espo_entropy": "entropies of the policy that sampled",
         "rank_grpo": "a reward for each line of a completion",
         "prefix_rft": "completions that go on from a demonstration's beginning",
-        "foresight": "a low-level model",
+        "foresight": "scores of what a low-level model makes",
         "searcher": "completions that call tools",
     }
     words = [f"objective={name}", "data=template_groups"]
@@ -294,6 +305,18 @@ def test_every_input_an_objective_needs_is_known_to_the_rules() -> None:
 def test_a_reward_that_says_what_it_gives_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seqtune.rewards.specs.Format.gives", frozenset({"rank_rewards"}))
     assert read(compose(["objective=rank_grpo"], "gspo_tiny")).stages
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["objective=searcher", "rollout=search", "rollout.tools.search.path=x.jsonl"],
+        ["objective=searcher", "objective.mu=0", "rollout=python"],
+        ["objective=foresight", "reward=custom", "reward.name=mine.py:grid"],
+    ],
+)
+def test_what_tools_and_functions_give_is_believed(words: list[str]) -> None:
+    assert read(compose(words, "gspo_tiny")).stages
 
 
 def test_evaluating_keeps_its_own_rules_only() -> None:

@@ -53,7 +53,7 @@ INPUTS: dict[str, str] = {
     "rank_rewards": "a reward for each line of a completion",
     "plan_rewards": "a reward of the plan beside that of the answer",
     "prefix_mask": "",
-    "executions": "a low-level model that executes each completion",
+    "executions": "scores of what a low-level model makes of each completion",
     "format_scores": "a score of each completion's form beside its reward",
     "judge_scores": "a judge's score of each completion beside its reward",
     "calls": "completions that call tools, and how often each did",
@@ -66,6 +66,7 @@ HEADS = {
     "reward_columns": "reward",
     "rank_rewards": "reward",
     "plan_rewards": "reward",
+    "executions": "reward",
     "format_scores": "reward",
     "judge_scores": "reward",
 }
@@ -86,6 +87,8 @@ UNRECORDED = {
 """The others, in words."""
 
 INSTEAD = {
+    "calls": "rollout=search rollout.tools.search.path=FILE; seqtune list tools names others",
+    "executions": "reward=custom: a function that returns [format, judge, execution, …] for each completion",
     "plan_rewards": "objective.plan_advantage=answer gives the plan the advantage of the answer",
     "reward_columns": "reward=combined has parts; objective.advantage=group takes the one reward there is",
 }
@@ -193,7 +196,7 @@ def _idle(path: str, stage: Stage) -> str | None:
         if not samples(objective, stage.data):
             held = "; data of the format 'groups' holds them" if family == "policy" else ""
             return f"objective '{objective.name}' samples no completions{held}"
-        if family != "policy" and field in ("updates", "vllm_mode", "vllm_memory"):
+        if family != "policy" and field.startswith(("updates", "vllm_", "tools")):
             return f"objective '{objective.name}' samples once, with the model it starts from"
         if field.startswith("vllm_") and stage.rollout is not None and stage.rollout.name != "vllm":
             return f"rollout '{stage.rollout.name}' is not vllm"
@@ -248,6 +251,8 @@ def _needs(stage: Stage) -> Iterator[Violation]:
     provided = set(RECORDED) if recorded else {name for name, words in INPUTS.items() if not words}
     if stage.reward is not None and not recorded:
         provided |= stage.reward.gives
+    if stage.rollout is not None and stage.rollout.tools and not recorded:
+        provided |= {"calls", "memory_mask"}
     missing = sorted(stage.objective.needs - provided)
     if not missing:
         return
@@ -270,6 +275,31 @@ def _needs(stage: Stage) -> Iterator[Violation]:
         ("objective.name", *(f"{axis}.name" for axis in axes)),
         next((INSTEAD[name] for name in missing if name in INSTEAD), "another objective: seqtune list objectives"),
     )
+
+
+def _tools_fit(stage: Stage) -> Iterator[Violation]:
+    """What rollouts that call tools cannot be combined with."""
+    rollout = stage.rollout
+    if rollout is None or not rollout.tools or stage.objective.family != "policy":
+        return
+    if rollout.name == "vllm":
+        yield Violation(
+            "completions that call tools are sampled turn by turn, which rollout 'vllm' does not do",
+            ("rollout.name", "rollout.tools"),
+            "rollout.name=transformers",
+        )
+    if stage.parallel.name == "fsdp2":
+        yield Violation(
+            "with parallel=fsdp2 all processes sample in step, but the calls of their completions are not",
+            ("parallel.name", "rollout.tools"),
+            "parallel=ddp, or parallel=single",
+        )
+    if "prefix_mask" in stage.objective.needs:
+        yield Violation(
+            f"objective '{stage.objective.name}' puts demonstrations into completions, and these call no tools",
+            ("rollout.tools", "objective.name"),
+            "another objective, or rollout.tools={}",
+        )
 
 
 def _ranks_agree(stage: Stage) -> Iterator[Violation]:
@@ -755,6 +785,7 @@ TRAINING: tuple[Callable[[Stage], Iterator[Violation]], ...] = (
     _policy_needs,
     _groups_alone,
     _needs,
+    _tools_fit,
     _ranks_agree,
     _parts_fit,
     _ratio_and_aggregation,

@@ -513,25 +513,29 @@ class Foresight(Grpo):
     """w_exec: weight of what its executions earn."""
     judge_weight: float = Field(0.2, ge=0)
     """w_judge: weight of the judge's score."""
+    executions: int = Field(1, ge=1)
+    """K: executions of each subgoal that the reward tells the scores of."""
 
     @property
     def advantage_inputs(self) -> frozenset[str]:
         return super().advantage_inputs | {"format_scores", "executions", "judge_scores"}
 
     def build_advantage(self) -> Callable[..., Any]:
-        from seqtune.objectives.credit import foresight
-
-        whole = super().build_advantage()
-        weights = (self.format_weight, self.execution_weight, self.judge_weight)
+        whole, worth = super().build_advantage(), self.build_worth()
 
         def ahead(
             rewards: Tensor, *, format_scores: Tensor, executions: Tensor, judge_scores: Tensor, **inputs: Tensor
         ) -> Tensor:
-            worth = foresight(format_scores, executions, judge_scores, weights=weights)
-            found: Tensor = whole(worth, **inputs)
+            found: Tensor = whole(worth(format_scores, executions, judge_scores), **inputs)
             return found
 
         return ahead
+
+    def build_worth(self) -> Callable[..., Any]:
+        """`(format_scores[B], executions[B, K], judge_scores[B]) -> R[B]`; imports torch."""
+        from seqtune.objectives.credit import foresight
+
+        return partial(foresight, weights=(self.format_weight, self.execution_weight, self.judge_weight))
 
 
 class Searcher(ReinforcePP):

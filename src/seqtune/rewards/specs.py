@@ -300,9 +300,8 @@ class Custom(RewardSpec):
 
     @property
     def gives(self) -> frozenset[str]:
-        return frozenset(
-            {"rank_rewards"}
-        )  # a function may return a list a row; whether it does is seen when it is called
+        # A function may return a list a row; whether it does is seen when it is called.
+        return frozenset({"rank_rewards", "format_scores", "judge_scores", "executions"})
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.custom import Pooled, load

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from seqtune.training.tools import Stop
 
 RENAMED = {"reward": "reward/mean", "reward_std": "reward/std", "frac_reward_zero_std": "reward/equal_groups"}
-OF_ROUNDS = ("prefix_mask", "rank_rewards", "reward_columns", "calls")
+OF_ROUNDS = ("prefix_mask", "rank_rewards", "reward_columns", "calls", "format_scores", "judge_scores", "executions")
 """What a round of prompts tells of its completions beside what TRL does."""
 DROPPED = ("step_time", "rewards/", "num_tokens")
 """Beginnings of TRL's keys that are left out: a stopwatch, the only reward under a second name, and tokens with prompts
@@ -280,6 +280,9 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         for name, of_rows in (("rank_rewards", "by_rank"), ("reward_columns", "by_part")):
             if name in asked:
                 tensors[name] = torch.tensor(getattr(scorer, of_rows), device=device)
+        if "executions" in asked:
+            form, judge, tries = torch.tensor(scorer.by_subgoal, device=device).tensor_split([1, 2], dim=1)
+            tensors |= {"format_scores": form[:, 0], "judge_scores": judge[:, 0], "executions": tries}
         rewards, prompts, completions = (
             list(told)[-rows:]  # of all processes
             for told in (

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from seqtune.errors import SeqtuneError
+from seqtune.objectives.methods import Foresight
 from seqtune.rewards.combined import Combined
 from seqtune.rewards.score import score
 
 if TYPE_CHECKING:
+    from seqtune.rewards.score import Score
     from seqtune.training.common import StageRun
 
 
@@ -40,6 +44,9 @@ class Scorer:
         self.ranks: int | None = getattr(objective, "ranks", None) if "rank_rewards" in objective.needs else None
         self.by_rank: list[list[float]] = []
         """What each rank of the last call's completions earned, NaN in a row without a score."""
+        self._foresight: Foresight | None = objective if isinstance(objective, Foresight) else None
+        self.by_subgoal: list[list[float]] = []
+        """Scores of form, judge and each execution of the last call's completions, NaN in a row without them."""
         self.by_part: list[list[float]] = []
         """What each part of a combined reward gave the last call's completions, as `Combined.columns`."""
         self.written: list[list[int]] | None = None
@@ -71,20 +78,31 @@ class Scorer:
                         log_metric(f"reward/{part}/mean", value)
             self.by_part = self.reward.columns(parts)
             return self.reward.combined(parts)
-        if self.ranks is None:
+        if self.ranks is None and self._foresight is None:
             return score(self.reward, *texts, columns, name=self.name)
         found = score(self.reward, *texts, columns, name=self.name, vectors=True)
-        self.by_rank = [self._ranks_of(value) for value in found]
-        return [None if value is None else sum(self._ranks_of(value)) for value in found]
+        if self._foresight is not None:
+            return self._worth(found, self._foresight)
+        self.by_rank = [self._numbers_of(value, self.ranks or 0, "ranks", "ranks") for value in found]
+        return [None if value is None else sum(row) for value, row in zip(found, self.by_rank, strict=True)]
 
-    def _ranks_of(self, value: float | list[float] | None) -> list[float]:
+    def _worth(self, found: list[Score], spec: Foresight) -> list[float | None]:
+        """What subgoals are worth; keeps the scores they are made of."""
+        learnt = f"scores of form, judge and {spec.executions} executions"
+        rows = [self._numbers_of(value, 2 + spec.executions, "executions", learnt) for value in found]
+        self.by_subgoal = rows
+        form, judge, tries = torch.tensor(rows).tensor_split([1, 2], dim=1)
+        worth: list[float] = spec.build_worth()(form.squeeze(1), tries, judge.squeeze(1)).tolist()
+        return [None if value is None else one for value, one in zip(found, worth, strict=True)]
+
+    def _numbers_of(self, value: Score, wanted: int, field: str, learnt: str) -> list[float]:
         if value is None:
-            return [math.nan] * (self.ranks or 0)
-        if not isinstance(value, list) or len(value) != self.ranks:
+            return [math.nan] * wanted
+        if not isinstance(value, list) or len(value) != wanted:
             got = f"{len(value)} numbers" if isinstance(value, list) else "one number"
             raise SeqtuneError(
-                f"reward '{self.name}' returned {got} a completion; the objective learns {self.ranks} ranks",
-                "objective.ranks",
-                "return a list of objective.ranks numbers, or choose another objective",
+                f"reward '{self.name}' returned {got} a completion; the objective learns {wanted} {learnt}",
+                f"objective.{field}",
+                f"return a list of {wanted} numbers, or choose another objective",
             )
         return value
