@@ -199,7 +199,7 @@ def kind(schema: dict[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     found = [f"{sign} {schema[key]:g}" for key, sign in LIMITS.items() if key in schema]
     if schema.get("type") == "array":
-        return f"list of {kind(schema.get('items', {}))}"
+        return f"list of {kind(schema.get('items') or schema['prefixItems'][0])}"
     return " ".join([TYPES[str(schema["type"])], *found])
 
 
