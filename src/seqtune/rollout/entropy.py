@@ -76,7 +76,7 @@ def thresholds(right: Sequence[float] | NDArray[Any], wrong: Sequence[float] | N
         return none
     effect = (mean - other) / pooled
     share = len(right) / (len(right) + len(wrong))
-    crossing = _crossing(mean, sd, share, other, other_sd, 1 - share) if mean < other and other_sd > 0 else None
+    crossing = _crossing(mean, sd, share, other, other_sd, 1 - share) if other_sd > 0 else None
     return Thresholds(mean, mean + sd * math.log1p(abs(effect)), mean if crossing is None else crossing, effect)
 
 
