@@ -106,6 +106,8 @@ BROKEN = [
     ("sft_tiny", ["objective.aggregation=sequence_mean", "packing.attention=causal"],
      "objective.aggregation=sequence_mean weighs documents, and packing.attention=causal",
      "packing.attention", "packing.attention=document"),
+    ("dpo_tiny", ["parallel=ddp", "parallel.row_cost=[1,2]"], "parallel.row_cost: nothing reads it; only packed rows",
+     "command line", "leave"),
     ("gspo_tiny", ["packing=best_fit"],
      "objective 'gspo' batches padded pairs or completions; packing 'best_fit' "
      "would not be used", "packing.name", "packing=none"),

@@ -205,6 +205,8 @@ def _idle(path: str, stage: Stage) -> str | None:
             return f"objective '{objective.name}' packs no rows"
         if family == "policy" and stage.data.format != "groups" and field in ("capacity", "on_overflow"):
             return f"rollout.max_new_tokens bounds the completions of objective '{objective.name}'"
+    if path == "parallel.row_cost" and (family != "sft" or isinstance(stage.data, MixtureSpec)):
+        return "only packed rows that are all there before training are dealt by cost"
     own_samples = stage.rollout is not None and stage.rollout.name == "transformers"
     if axis == "objective" and field.startswith(("correction", "rejection")) and own_samples:
         return "rollout 'transformers' samples with the model that trains, so there is nothing to correct"
@@ -583,7 +585,7 @@ def _documents_whole(stage: Stage) -> Iterator[Violation]:
         )
     if packing.attention == "causal":
         yield Violation(
-            "objective.aggregation=sequence_mean weighs documents, and packing.attention=causal makes a row one document",
+            "objective.aggregation=sequence_mean weighs documents, and packing.attention=causal makes one of each row",
             ("objective.aggregation", "packing.attention"),
             "packing.attention=document, or objective.aggregation=token_mean",
         )

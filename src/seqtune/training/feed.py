@@ -17,6 +17,7 @@ from seqtune.data.tokenize import tokenize
 from seqtune.errors import SeqtuneError
 from seqtune.packing import order
 from seqtune.packing.balance import Cost, balance, default_cost
+from seqtune.parallel.specs import Several
 from seqtune.training.stream import PackedStream
 
 if TYPE_CHECKING:
@@ -144,8 +145,8 @@ def ordered(run: StageRun, rows: datasets.Dataset) -> Ordered:
     documents = rows["seq_lengths"]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in documents])])
     each_length = np.fromiter(chain.from_iterable(documents), np.int64, int(offsets[-1]))
-    known = getattr(stage.parallel, "row_cost", None)
-    cost = Cost(*known) if known else default_cost(run.model.config.get_text_config().hidden_size)
+    measured = stage.parallel.row_cost if isinstance(stage.parallel, Several) else None
+    cost = Cost(*measured) if measured else default_cost(run.model.config.get_text_config().hidden_size)
     costs = cost.of(each_length, offsets)
     feed = Ordered(order.steps(spec.order, lengths, count=count, **sizes), _rank(), processes, costs)
     if processes > 1:
