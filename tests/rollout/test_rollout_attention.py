@@ -21,7 +21,7 @@ from transformers import (
 import seqtune.rollout.attention as under_test
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import attention, refusal
-from seqtune.rollout.attention import NAME
+from seqtune.rollout.attention import NAME, Shared
 from seqtune.rollout.transformers import generate
 
 V = 32
@@ -117,6 +117,15 @@ def test_what_prompts_share_is_read_once() -> None:
     finally:
         hook.remove()
     assert read == [20 + 3, 12]
+
+
+def test_sharded_weights_read_all_prompts_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every forward pass is collective there, and ranks have prompts of other lengths."""
+    monkeypatch.setattr(under_test, "PREFILL_TOKENS", 4)
+    prompts = [(1, 2, 3), (1, 5), (6,)]
+    parts = [len(last) for _, last in Shared(prompts, torch.tensor([0, 1, 2])).readings(at_once=False)]
+    whole = [len(last) for _, last in Shared(prompts, torch.tensor([0, 1, 2])).readings(at_once=True)]
+    assert (parts, whole) == ([1, 2], [3])
 
 
 @settings(max_examples=25, deadline=None)
