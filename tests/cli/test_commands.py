@@ -52,6 +52,21 @@ def test_show_tells_values_origins_formula_batch_and_parameters(capsys: pytest.C
     assert "parameters, trained" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "batch"),
+    [
+        ([], {"texts a step": 8}),
+        (["objective.sampling=all"], {"groups a step": 8}),
+        (["objective=slic"], {"groups a step": 8}),
+    ],
+)
+def test_show_says_what_a_step_takes_of_groups(
+    words: list[str], batch: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (stage,) = told(capsys, "show", "recipe=offline_tiny", *TINY, *words)["stages"]
+    assert stage["batch"] == batch
+
+
 def test_show_of_a_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     (stage,) = told(capsys, "show", "recipe=sft_qwen4b")["stages"]
     assert stage["batch"]["tokens a step, at most"] == 2 * 8 * 4096
