@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import directions
 import pytest
 import torch
+from common import write_section
 from direction_loop import END, encode, model, padded, sampled, scores, success
 from directions import CHECKS, Arm, agreed, cell, collapsed, section, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("name", list(CHECKS))
@@ -70,6 +75,33 @@ def test_a_direction_needs_the_mean_and_four_fifths_of_the_seeds(
     pairs: list[tuple[float, float]], judged: tuple[bool, int]
 ) -> None:
     assert agreed(pairs) == judged
+
+
+@pytest.mark.parametrize(
+    ("alone", "led", "appears"),
+    [(0.0, [0.5] * 4 + [0.0], True), (0.0, [0.5] * 3 + [0.0] * 2, False), (0.02, [0.5] * 5, False)],
+)
+def test_prefixes_teach_where_grpo_learns_nothing(alone: float, led: list[float], appears: bool) -> None:
+    """Next to nothing is not more than nothing: at least four fifths of the seeds are above one percent."""
+    column = "hard: success at the end"
+    seeds = [{"GRPO": Arm({column: alone}, {}), "Prefix-RFT": Arm({column: value}, {})} for value in led]
+    assert directions.of_prefix(seeds)[0] is appears
+
+
+@pytest.mark.parametrize(("grpo", "gspo", "appears"), [(3, 1, True), (1, 1, False), (1, 2, False)])
+def test_lost_runs_are_counted(grpo: int, gspo: int, appears: bool) -> None:
+    seeds = [
+        {name: Arm({"collapsed": float(n < lost)}, {}) for name, lost in (("GRPO", grpo), ("GSPO", gspo))}
+        for n in range(5)
+    ]
+    assert directions.of_moe(seeds) == (appears, f"Of 5 runs GRPO loses {grpo} and GSPO {gspo}.")
+
+
+def test_a_section_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for title, body in (("One", "a"), ("Two", "b"), ("One", "c\\1")):
+        write_section(title, body, page, "# Head\n")
+    assert page.read_text() == "# Head\n\n## One\n\nc\\1\n\n## Two\n\nb\n"
 
 
 def test_a_run_is_lost_below_half_of_its_best_stretch() -> None:
