@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +19,11 @@ from seqtune.config.axes import RolloutSpec
 from seqtune.errors import SeqtuneError
 from seqtune.models.load import load_model
 from seqtune.objectives.credit import fewest_calls
+from seqtune.parallel.launch import launch
 from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.specs import Custom
 from seqtune.training import policy
 from seqtune.training.policy import Policy, trainer
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TOOL = """
 def up(query):
@@ -332,3 +334,27 @@ def test_objectives_that_look_at_tokens_see_holes_in_the_mask(tmp_path: Path, to
         for row in RunFolder(tmp_path / name).metrics():
             assert all(np.isfinite(value) for value in row.values() if isinstance(value, float)), (name, row)
             assert row["policy/nonfinite_tokens"] == 0
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path, tools: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though their completions make different numbers of turns and of rewritten answers."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    one, two, name = tmp_path / "one", tmp_path / "two", tools["up"]["name"]
+    command = [sys.executable, "-m", "policy_tools_processes", str(one), "1", name]
+    subprocess.run(command, check=True, env=os.environ, timeout=300)
+    launch(
+        "policy_tools_processes", [str(two), "2", name], processes=2, log=tmp_path / "log", receive=lambda said: None
+    )
+    single, double = (torch.load(folder / "gradients.pt", weights_only=True) for folder in (one, two))
+    for ours, theirs in zip(double, single, strict=True):
+        assert max(gradient.abs().max() for gradient in theirs.values()) > 1e-3, "there is something to compare"
+        for key, gradient in theirs.items():
+            assert (ours[key] - gradient).abs().max() <= 1e-6, key
+    alone, together = (RunFolder(folder).metrics() for folder in (one, two))
+    assert all(row["tools/calls"] > 0 and row["policy/memory_nll"] > 0 for row in alone)
+    for key in ("reward/mean", "tools/calls", "tools/failures", "tools/tokens"):
+        assert [row[key] for row in together] == pytest.approx([row[key] for row in alone], abs=1e-6), key
+    samples = [[row["completion"] for row in RunFolder(folder).samples()] for folder in (one, two)]
+    assert samples[0] == samples[1]

@@ -415,9 +415,11 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         """Rows of all processes, in their order, padded to the same width (on the left); a number is everyone's."""
         if not isinstance(value, torch.Tensor):
             return value
+        kind = value.dtype
         if value.dim() > 1:
-            value = self.accelerator.pad_across_processes(value, dim=1, pad_first=left)
-        return self.accelerator.gather(value).cpu()
+            number = value.byte() if kind is torch.bool else value  # accelerate pads flags to integers
+            value = self.accelerator.pad_across_processes(number, dim=1, pad_first=left)
+        return self.accelerator.gather(value).cpu().to(kind)
 
     def _write_samples(
         self,
