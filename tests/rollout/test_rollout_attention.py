@@ -157,3 +157,10 @@ def test_a_model_called_outside_a_rollout_says_so() -> None:
     model = llama().eval()
     with attention(model, NAME), pytest.raises(SeqtuneError, match="without a rollout"):
         model(torch.tensor([[1, 2]]))
+
+
+def test_a_layer_that_is_used_twice_is_refused() -> None:
+    model = llama().eval()
+    model.model.layers[1] = model.model.layers[0]
+    with pytest.raises(SeqtuneError, match="more than once for a token"):
+        sample(model, NAME, prompts(), max_new_tokens=2)

@@ -50,9 +50,21 @@ class _Layer:
         self.prompt_values = value.new_zeros(prompts, heads, longest, of_values)
         self.keys = key.new_empty(rows, heads, ROOM, width)  # [B, Hkv, room, D]
         self.values = value.new_empty(rows, heads, ROOM, of_values)
+        self.length = 0
+        """Tokens of each completion that are kept."""
 
     def append(self, at: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, Hkv, at + 1, D]` with those of the next token, `[B, Hkv, 1, D]`."""
+        """Keys and values `[B, Hkv, at + 1, D]` with those of the next token, `[B, Hkv, 1, D]`.
+
+        Raises:
+            SeqtuneError: The model attends with this layer more than once a token.
+        """
+        if at != self.length:
+            raise SeqtuneError(
+                "this model uses one attention layer more than once for a token, and rollouts keep one key of each",
+                where="model.name",
+            )
+        self.length += 1
         if at == self.keys.shape[2]:
             self.keys, self.values = (torch.cat([x, torch.empty_like(x)], 2) for x in (self.keys, self.values))
         self.keys[:, :, at : at + 1], self.values[:, :, at : at + 1] = key, value
