@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
-from seqtune.evaluation.evaluate import rollout_attention
+from seqtune.evaluation.evaluate import plain, rollout_attention
 from seqtune.models.forest import attention
 from seqtune.objectives.offline import fit_value
 from seqtune.rewards.score import score
@@ -159,7 +159,7 @@ def _own_rewards(run: StageRun, rows: Dataset) -> Any:
         for name in examples.column_names
         if name not in (WHERE, "completions", "scores")
     }
-    asked = [_plain(prompt) for prompt in repeated.pop("prompt")]
+    asked = [plain(prompt) for prompt in repeated.pop("prompt")]
     found = score(spec.build(), asked, texts, {**repeated, "completion_ids": made}, name=spec.name)
     table = np.array([np.nan if value is None else value for value in found], dtype=np.float64).reshape(-1, samples)
     scored = ~np.isnan(table)
@@ -171,10 +171,6 @@ def _ends(run: StageRun) -> list[int]:
     """Tokens that end a completion: those of the model's generation settings, and the tokenizer's."""
     own = getattr(run.model.generation_config, "eos_token_id", None)
     return sorted({*(own if isinstance(own, list) else [] if own is None else [own]), int(run.tokenizer.eos_token_id)})
-
-
-def _plain(text: Any) -> str:
-    return text if isinstance(text, str) else "\n".join(str(message["content"]) for message in text)
 
 
 @torch.no_grad()
