@@ -24,7 +24,9 @@ import yaml
 import seqtune_recipes
 from seqtune.config.plan import REGISTERED, Stage
 from seqtune.config.reading import AXIS_SPECS, registry
-from seqtune.config.spec import Spec
+from seqtune.config.spec import RewardSpec, Spec
+from seqtune.config.tools import ToolSpec
+from seqtune.rollout import TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +157,10 @@ def configuration() -> Iterator[str]:
             yield f"## {axis}\n"
             for spec in AXIS_SPECS[axis]:
                 yield from fields(axis, spec, shown)
+        if axis == "rollout":
+            for name in TOOLS:
+                yield f"### {axis}.tools: {name}\n"
+                yield from fields(f"{axis}.tools.NAME", TOOLS.load(name), shown)
 
 
 def fields(axis: str, spec: type[Spec], shown: set[tuple[str, str]]) -> Iterator[str]:
@@ -185,9 +191,9 @@ def fields(axis: str, spec: type[Spec], shown: set[tuple[str, str]]) -> Iterator
 
 
 def specs_in(annotation: Any) -> list[type[Spec]]:
-    """The specs a field may hold."""
+    """The specs a field may hold; not those a registry has, which stand by themselves."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return [annotation]
+        return [] if annotation in (RewardSpec, ToolSpec) else [annotation]
     return [spec for part in get_args(annotation) for spec in specs_in(part)]
 
 
