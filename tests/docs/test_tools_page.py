@@ -15,9 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "tools.md").read_text(encoding="utf
 
 def rows(text: str) -> list[list[str]]:
     lines = [line.strip("|") for line in text.splitlines() if line.startswith("| `")]
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
-    ]
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
 
 
 def test_every_tool_is_named() -> None:
