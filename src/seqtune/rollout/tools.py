@@ -56,10 +56,6 @@ class Turn(NamedTuple):
     """Tokens the turn may have, at least 1."""
 
 
-Stops = "Callable[[int, list[int]], bool]"
-"""`stops(number of the turn in the batch, its tokens so far)`: whether the turn ends with the last of them."""
-
-
 @dataclass
 class Completion:
     """A completion with what tools put into it."""
