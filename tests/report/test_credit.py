@@ -105,6 +105,17 @@ def test_the_page_shows_each_number_and_obeys_no_token(folder: RunFolder) -> Non
     assert "given by a demonstration" not in text
 
 
+def test_control_characters_become_pictures(folder: RunFolder) -> None:
+    """HTML allows none; tabs and newlines stay."""
+    plain = {"stage": "gspo", "step": 1, "prompt": "\x00", "completion": "\x1b\t\x7f", "reward": 1.0, "advantage": 0.0}
+    folder.append_samples([plain, row(90, [1.0], ["\x07\n"])])
+    text = write_report(folder).read_text()
+    assert not {chr(code) for code in range(32) if chr(code) not in "\t\n"} & set(text)
+    assert "<div>␀</div>" in text
+    assert "<div>␛\t␡</div>" in text
+    assert [told for *_, told in Spans(text).found] == ["␇↵\n"]
+
+
 def test_completions_with_one_advantage_stay_plain(folder: RunFolder) -> None:
     whole = row(90, [1.0], ["a"])
     folder.append_samples([{key: value for key, value in whole.items() if key not in ("advantages", "pieces")}])

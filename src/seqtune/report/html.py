@@ -28,6 +28,9 @@ LARGE = 2
 LATEST = 48
 """Completions shown."""
 
+PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+"""Control characters, which HTML does not allow, and the pictures that stand for them."""
+
 
 def write_report(folder: RunFolder) -> Path:
     """Write the report of a run, finished or not.
@@ -50,7 +53,7 @@ def write_report(folder: RunFolder) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters |= {"number": number, "clock": clock, "shown": shown}
+    pages.filters |= {"number": number, "clock": clock, "shown": shown, "visible": visible}
     text = pages.get_template("report.html.j2").render(**contents(folder))
     path = folder.path / "report.html"
     write_atomic(path, text)
@@ -111,6 +114,11 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def visible(text: str) -> str:
+    """What a model wrote, with a picture in the place of each control character."""
+    return text.translate(PICTURES)
+
+
 class Stretch(NamedTuple):
     """Neighbouring tokens of a completion that have the same advantage.
 
@@ -144,7 +152,7 @@ def credit(texts: list[str], advantages: list[float | None], scale: float, given
     for (shown_as, lent), tokens in groupby(zip(texts, numbers, places, strict=True), key=lambda token: token[1:]):
         said = [token[0] for token in tokens]
         count = f"{len(said)} token{'s' if len(said) > 1 else ''}{' of a demonstration' if lent else ''}"
-        text = "".join(said).replace("\n", "↵\n") or "▯"
+        text = visible("".join(said)).replace("\n", "↵\n") or "▯"
         if shown_as is None:
             found.append(Stretch(text, "out", 0.0, f"left out of the loss, {count}", lent))
             continue
