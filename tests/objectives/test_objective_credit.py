@@ -421,7 +421,8 @@ def test_rewritten_answers_are_memorised() -> None:
     others, _, _ = gradient_of(Searcher(beta=0.0, mu=0.0), A, count=14, mask=MASK & ~memory)
     near(loss - others, 0.1 * 2.6 / 14)
     near(gradient[3, :2], [-0.1 / 14, -0.1 / 14])
-    near(metrics["policy/memory_nll"], 1.3)
+    near(metrics["policy/memory_nll"], 2.6 / 3)
+    near(metrics["policy/empty_rows"], 0)
     none = gradient_of(spec, A, count=14, memory_mask=torch.zeros_like(MASK))
     near(none[0], gradient_of(Searcher(beta=0.0, mu=0.0), A, count=14)[0])
 

@@ -188,6 +188,19 @@ def test_a_checkpoint_inside_a_rollout_knows_whose_the_tokens_are(tmp_path: Path
         assert not batch["own_mask"][batch["completion_mask"].bool()].all()
 
 
+def test_further_rounds_know_whose_the_tokens_are(tmp_path: Path, tools: dict[str, Any]) -> None:
+    """A reward of hardly anything: groups of several rounds are put together, whatever their widths."""
+    given = {"reward": {"pattern": r"(?s)It<up>.*"}, "train": {"max_steps": 1, "batch_size": 8}}
+    one = talking(tmp_path, tools, {"name": "searcher", "beta": 0.0, "sampling_rounds": 3}, **given)
+    one.train()
+    (batch,) = one._buffered_inputs
+    assert RunFolder(tmp_path).metrics()[0]["rollout/rounds"] > 1
+    assert batch["calls"].sum() > 0
+    for row in range(8):
+        assert read(one, batch, row, own=False).count("[") == batch["calls"][row]
+        assert "[" not in read(one, batch, row, own=True)
+
+
 def test_tokens_of_a_sample_tell_what_has_no_advantage(tmp_path: Path, tools: dict[str, Any]) -> None:
     one = talking(tmp_path, tools, {"name": "reinforce_pp", "beta": 0.0}, train={"max_steps": 1})
     one.train()

@@ -332,4 +332,9 @@ def memorising_loss(
     )
     nll = masked(-at_least_fp32(logps), memory)
     total = loss + mu * divided(AGGREGATIONS[aggregation](nll, memory), denominator)
-    return total, {**metrics, "policy/memory_nll": (masked_sum(nll, memory) / memory.sum().clamp(min=1)).detach()}
+    # Rows of nothing but memory are no completions of the rollout, whose means the metrics are.
+    alone = (memory.any(-1) & ~(mask.bool() & ~memory).any(-1)).sum()
+    rows = (len(memory) - alone).clamp(min=1)
+    empty = (metrics["policy/empty_rows"] * len(memory) - alone) / rows
+    recalled = (masked_sum(nll, memory) / rows).detach()
+    return total, {**metrics, "policy/empty_rows": empty, "policy/memory_nll": recalled}

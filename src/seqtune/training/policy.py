@@ -508,18 +508,31 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         return found
 
     def micro_batches(self, inputs: Any) -> list[Completions]:
-        step = with_memories(self._prepare_inputs(inputs))
-        return [Completions(take(step, rows), batch) for rows, batch in self._lay(*_whole(step), trained(step))]
+        step = self._prepare_inputs(inputs)
+        if "memory_ids" not in step:
+            return [Completions(take(step, rows), batch) for rows, batch in self._lay(*_whole(step), trained(step))]
+        # A rewritten answer goes with its completion: means over micro-batches are means over completions.
+        _, units = self._sequences(*_whole(step), trained(step))
+        more = step["memory_mask"].sum(1).tolist()
+        units = [unit._replace(tokens=unit.tokens + n) for unit, n in zip(units, more, strict=True)]
+        found = []
+        for cut in self._cuts(units):
+            rows = with_memories(take(step, torch.tensor(cut)))
+            sequences, _ = self._sequences(*_whole(rows), trained(rows))
+            found.append(Completions(rows, lay_out(sequences, self.accelerator.device, shared=True)))
+        return found
+
+    def _cuts(self, units: list[Unit]) -> list[range]:
+        train = self.run.stage.train
+        return split(units, rows=train.batch_size, tokens=train.tokens_per_batch)
 
     def _lay(self, ids: Tensor, present: Tensor, scored: Tensor) -> list[tuple[Tensor, MicroBatch]]:
         """Padded rows as micro-batches that share prompts: the numbers of the rows, and their layout."""
         sequences, units = self._sequences(ids, present, scored)
-        train = self.run.stage.train
-        cuts = split(units, rows=train.batch_size, tokens=train.tokens_per_batch)
         device = self.accelerator.device
         return [
             (torch.tensor(cut, device=ids.device), lay_out([sequences[n] for n in cut], device, shared=True))
-            for cut in cuts
+            for cut in self._cuts(units)
         ]
 
     def _sequences(self, ids: Tensor, present: Tensor, scored: Tensor) -> tuple[list[Scored], list[Unit]]:
@@ -579,6 +592,7 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             model, inner, batch.forest, temperature=self.temperature, entropy=True, aux=self.aux_loss_enabled
         )
         logps = to_columns(batch.forest, scores.logps, mask)
+        sampled = mask & ~rows["memory_mask"] if "memory_mask" in rows else mask
         entropies = to_columns(batch.forest, scores.entropy, mask)  # type: ignore[arg-type]  # asked for
         # Without old log-probs the rollout is taken whole in one step: the policy that sampled is the one trained.
         old_logps = rows.get("old_per_token_logps", logps.detach())
@@ -594,8 +608,8 @@ class Policy(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         )
         return Measured(
             loss,
-            {**metrics, "policy/entropy": masked_mean(entropies, mask)},
-            weight=len(mask),
+            {**metrics, "policy/entropy": masked_mean(entropies, sampled)},
+            weight=len(mask) - int(rows["memory_mask"].any(1).sum()) if "memory_mask" in rows else len(mask),
             tokens=batch.tokens._replace(padded=mask.numel() + rows["prompt_mask"].numel()),
             aux=self.router_aux_loss_coef * scores.aux if scores.aux is not None else None,
         )

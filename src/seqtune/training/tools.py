@@ -70,7 +70,7 @@ class ToolRollout:
         told = {"own_mask": own.to(device), "calls": calls}
         if rewritten:
             texts = [
-                [*self._codec.encode(one.outside, False), one.ids[-1]] if one.calls and one.ended else []
+                [*self._codec.encode(one.outside, True), one.ids[-1]] if one.calls and one.ended else []
                 for one in self.found
             ]
             cut = [ids if len(ids) <= self._limit else [] for ids in texts]
