@@ -335,6 +335,6 @@ def memorising_loss(
     # Rows of nothing but memory are no completions of the rollout, whose means the metrics are.
     alone = (memory.any(-1) & ~(mask.bool() & ~memory).any(-1)).sum()
     rows = (len(memory) - alone).clamp(min=1)
-    empty = (metrics["policy/empty_rows"] * len(memory) - alone) / rows
+    empty = ((metrics["policy/empty_rows"] * len(memory) - alone) / rows).clamp(min=0)
     recalled = (masked_sum(nll, memory) / rows).detach()
     return total, {**metrics, "policy/empty_rows": empty, "policy/memory_nll": recalled}
