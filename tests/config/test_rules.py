@@ -34,8 +34,8 @@ BROKEN = [
      "reward=custom: a function that returns [format, judge, execution"),
     ("gspo_tiny", ["objective=searcher"], "objective 'searcher' needs completions that call tools", "rollout.name",
      "rollout=search rollout.tools.search.path=FILE"),
-    ("gspo_tiny", ["rollout=python", "rollout.name=vllm"], "completions that call tools are sampled turn by turn, which "
-     "rollout 'vllm' does not do", "rollout.name: command line", "rollout.name=transformers"),
+    ("gspo_tiny", ["rollout=python", "rollout.name=vllm"], "completions that call tools are sampled turn by turn, "
+     "which rollout 'vllm' does not do", "rollout.name: command line", "rollout.name=transformers"),
     ("gspo_tiny", ["rollout=python", "parallel=fsdp2"], "with parallel=fsdp2 all processes sample in step",
      "parallel.name: ", "parallel=ddp"),
     ("gspo_tiny", ["rollout=python", "objective=prefix_rft"], "objective 'prefix_rft' puts demonstrations into "
