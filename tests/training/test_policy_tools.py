@@ -22,6 +22,7 @@ from seqtune.objectives.credit import fewest_calls
 from seqtune.parallel.launch import launch
 from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.specs import Custom
+from seqtune.rollout.noise import seed_of
 from seqtune.training import policy
 from seqtune.training.policy import Policy, trainer
 
@@ -79,7 +80,7 @@ def read(one: Policy, batch: dict[str, torch.Tensor], row: int, *, own: bool | N
     return str(one._tokenizer.decode(batch["completion_ids"][row][live]))
 
 
-@pytest.mark.parametrize("answer", ["-1", "<|endoftext|>"], ids=["text", "the text of an end"])
+@pytest.mark.parametrize("answer", ["-1", "<|im_end|>"], ids=["text", "the text of an end"])
 def test_only_what_the_model_wrote_is_trained(
     tmp_path: Path, tools: dict[str, Any], answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,8 @@ def test_only_what_the_model_wrote_is_trained(
         given = read(one, inputs, row, own=False)
         assert given.count("[") == given.count("]") == inputs["calls"][row]
         assert "[" not in read(one, inputs, row, own=True)
+        live = inputs["completion_mask"][row].bool() & ~inputs["own_mask"][row]
+        assert not set(inputs["completion_ids"][row][live].tolist()) & set(one.eos_token_ids)
 
     model, loss = load_model(one.run.stage.model), torch.zeros(())
     for row in range(8):
@@ -151,6 +154,18 @@ def test_a_turn_of_the_model_ends_with_its_call(tmp_path: Path, tools: dict[str,
     found = one._conversed(one.calling, [[5]] * 2, [(0, 0, 0), (0, 0, 1)])
     assert one._tokenizer.decode(found[0]).startswith("x<up>a</up>[A-{}]x<up>a</up>[A-{}]")
     assert asked[0] == len("x<up>a</up>"), "one token beyond the call, which nobody reads"
+
+
+def test_every_turn_is_drawn_anew(tmp_path: Path, tools: dict[str, Any]) -> None:
+    one = talking(tmp_path, tools, train={"max_steps": 1})
+    continued, seeds = one._continued, []
+    one._continued = lambda prompts, keys, *more: seeds.append(keys) or continued(prompts, keys, *more)  # type: ignore[method-assign]
+    one.train()
+    assert len(seeds) > 2, "turns"
+    drawn = [seed for keys in seeds for seed in keys]
+    assert len(set(drawn)) == len(drawn)
+    places = [seed_of(one.args.seed, 0, *divmod(row, 4)) for row in range(8)]
+    assert seeds[0] == places, "the first turn is that of a completion without tools"
 
 
 def test_what_is_recorded(tmp_path: Path, tools: dict[str, Any]) -> None:
@@ -271,6 +286,13 @@ def test_memories_are_likelihood(tmp_path: Path, tools: dict[str, Any], monkeypa
     (0.25 * total / sum(policy.trained(rows).sum() for rows in batches)).backward()
     for name, expected in gradients(model).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_wrong_answers_are_not_memorised(tmp_path: Path, tools: dict[str, Any]) -> None:
+    one = searching(tmp_path, tools, correct=2.0)
+    one.train()
+    assert one._buffered_inputs[0]["memory_ids"].any(), "there is something to memorise"
+    assert not one._buffered_inputs[0]["memory_mask"].any()
 
 
 def test_without_mu_nothing_is_rewritten(tmp_path: Path, tools: dict[str, Any]) -> None:
