@@ -71,6 +71,7 @@ def alive(pid: int) -> bool:
 def test_the_processes_end_with_their_launcher(how: signal.Signals, tmp_path: Path) -> None:
     log = tmp_path / "log"
     script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # background jobs begin without it
         "from pathlib import Path; from seqtune.parallel.launch import launch; "
         f"launch('worker_probe', ['hang'], processes=2, log=Path({str(log)!r}), receive=print)"
     )
