@@ -26,6 +26,7 @@ from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.score import score
 from seqtune.training import policy
 from seqtune.training.policy import Policy, trainer
+from seqtune.training.sampling import Sampling
 from seqtune.training.rollouts import Rollouts, by_group
 from seqtune.training.scorer import plain
 
@@ -89,7 +90,8 @@ def test_log_probs_are_asked_for_as_they_were() -> None:
 
 
 def test_nothing_else_of_trl_is_overridden() -> None:
-    overridden = {name for name in vars(Policy) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
+    ours = vars(Sampling) | vars(Policy)
+    overridden = {name for name in ours if hasattr(GRPOTrainer, name) and not name.startswith("__")}
     assert overridden == {*PINNED, "_get_per_token_logps_and_entropies"}
 
 

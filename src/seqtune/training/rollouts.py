@@ -225,6 +225,14 @@ def groups(values: Sequence[float], size: int) -> list[Sequence[float]]:
     return [values[first : first + size] for first in range(0, len(values), size)]
 
 
+def side_by_side(rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Prompts and completions side by side: ids and which of them there are, `[B, P + T]`."""
+    return (
+        torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1),
+        torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1),
+    )
+
+
 def take(tensors: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """Some rows of every tensor that has rows; what is a single number is kept, what is missing left out."""
     return {
