@@ -26,8 +26,8 @@ from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.score import score
 from seqtune.training import policy
 from seqtune.training.policy import Policy, trainer
-from seqtune.training.sampling import Sampling
 from seqtune.training.rollouts import Rollouts, by_group
+from seqtune.training.sampling import Sampling
 from seqtune.training.scorer import plain
 
 ASCII_FIRST = r"(?s)[\x00-\x7f].*"
