@@ -200,3 +200,26 @@ def test_a_correction_is_normalised_over_the_rollout(tmp_path: Path, monkeypatch
     scale = torch.cat([r["correction_scale"] for r in rows])
     torch.testing.assert_close(scale, gaps[mask].exp().mean().expand(16), rtol=1e-5, atol=1e-6)
     assert 1.22 < float(scale[0]) < 1.82
+
+
+def test_a_plan_has_a_reward_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plans.py").write_text(
+        "def both(completions):\n    return [[float(len(text) % 3), float(len(text) % 2)] for text in completions]\n\n"
+        "def one(completions):\n    return [1.0 for _ in completions]\n"
+    )
+
+    def run(function: str) -> Any:
+        objective = {"name": "ts_grpo", "group_size": 4, "plan_advantage": "own"}
+        reward = Custom(name=f"{tmp_path / 'plans.py'}:{function}")
+        one = stage(objective=objective).model_copy(update={"reward": reward})
+        return trainer(stage_run(tmp_path / function, one))
+
+    one, asked = run("both"), {}
+    assign = one.advantage
+    monkeypatch.setattr(one, "advantage", lambda r, **given: asked.update(given, r=r) or assign(r, **given))
+    first_gradients(one, monkeypatch)
+    lengths = torch.tensor([len(text) for text in one._logs["completion"]])
+    assert asked["r"].tolist() == (lengths % 3).tolist()
+    assert asked["plan_rewards"].tolist() == (lengths % 2).tolist()
+    with pytest.raises(SeqtuneError, match="returned one number a completion; the objective learns 2 rewards, of answ"):
+        first_gradients(run("one"), monkeypatch)

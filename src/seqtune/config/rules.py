@@ -89,7 +89,8 @@ UNRECORDED = {
 INSTEAD = {
     "calls": "rollout=search rollout.tools.search.path=FILE; seqtune list tools names others",
     "executions": "reward=custom: a function that returns [format, judge, execution, …] for each completion",
-    "plan_rewards": "objective.plan_advantage=answer gives the plan the advantage of the answer",
+    "plan_rewards": "reward=custom: a function that returns [answer, plan] for each completion; or "
+    "objective.plan_advantage=answer, which gives the plan the advantage of the answer",
     "reward_columns": "reward=combined has parts; objective.advantage=group takes the one reward there is",
 }
 """What to choose where an input is missing."""

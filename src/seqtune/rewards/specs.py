@@ -301,7 +301,7 @@ class Custom(RewardSpec):
     @property
     def gives(self) -> frozenset[str]:
         # A function may return a list a row; whether it does is seen when it is called.
-        return frozenset({"rank_rewards", "format_scores", "judge_scores", "executions"})
+        return frozenset({"rank_rewards", "plan_rewards", "format_scores", "judge_scores", "executions"})
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.custom import Pooled, load

@@ -47,7 +47,10 @@ if TYPE_CHECKING:
     from seqtune.rollout.tools import Turn
     from seqtune.training.tools import Stop
 
-OF_ROUNDS = ("prefix_mask", "rank_rewards", "reward_columns", "calls", "format_scores", "judge_scores", "executions")
+OF_ROUNDS = (
+    *("prefix_mask", "rank_rewards", "plan_rewards", "reward_columns", "calls"),
+    *("format_scores", "judge_scores", "executions"),
+)
 """What a round of prompts tells of its completions beside what TRL does."""
 
 
@@ -228,7 +231,8 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         if self.calling is not None:
             tensors |= self.calling.told(width, device, rewritten="memory_mask" in asked)
         scorer, rows = self.reward_funcs[0], len(inputs) * self.accelerator.num_processes
-        for name, of_rows in (("rank_rewards", "by_rank"), ("reward_columns", "by_part")):
+        told = {"rank_rewards": "by_rank", "reward_columns": "by_part", "plan_rewards": "by_plan"}
+        for name, of_rows in told.items():
             if name in asked:
                 tensors[name] = torch.tensor(getattr(scorer, of_rows), device=device)
         if "executions" in asked:

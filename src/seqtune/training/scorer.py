@@ -44,6 +44,9 @@ class Scorer:
         self.ranks: int | None = getattr(objective, "ranks", None) if "rank_rewards" in objective.needs else None
         self.by_rank: list[list[float]] = []
         """What each rank of the last call's completions earned, NaN in a row without a score."""
+        self._plans = "plan_rewards" in objective.needs
+        self.by_plan: list[float] = []
+        """What the plan of each of the last call's completions earned, NaN in a row without a score."""
         self._foresight: Foresight | None = objective if isinstance(objective, Foresight) else None
         self.by_subgoal: list[list[float]] = []
         """Scores of form, judge and each execution of the last call's completions, NaN in a row without them."""
@@ -78,11 +81,15 @@ class Scorer:
                         log_metric(f"reward/{part}/mean", value)
             self.by_part = self.reward.columns(parts)
             return self.reward.combined(parts)
-        if self.ranks is None and self._foresight is None:
+        if self.ranks is None and self._foresight is None and not self._plans:
             return score(self.reward, *texts, columns, name=self.name)
         found = score(self.reward, *texts, columns, name=self.name, vectors=True)
         if self._foresight is not None:
             return self._worth(found, self._foresight)
+        if self._plans:
+            pairs = [self._numbers_of(value, 2, "plan_advantage", "rewards, of answer and plan") for value in found]
+            self.by_plan = [plan for _, plan in pairs]
+            return [None if value is None else answer for value, (answer, _) in zip(found, pairs, strict=True)]
         self.by_rank = [self._numbers_of(value, self.ranks or 0, "ranks", "ranks") for value in found]
         return [None if value is None else sum(row) for value, row in zip(found, self.by_rank, strict=True)]
 
