@@ -214,7 +214,7 @@ def example(family: Family, seed: int = 0, also: frozenset[str] = frozenset()) -
 
 
 def rollout(seed: int, mask: Tensor, old_logps: Tensor) -> dict[str, Any]:
-    """What policy objectives may ask of a rollout, made up, by the names of `seqtune.config.rules.INPUTS`.
+    """What policy objectives may ask of a rollout, made up, by the names of `seqtune.config.rules.inputs.INPUTS`.
 
     Args:
         seed: Of the values.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from seqtune.config.reading import read
-from seqtune.config.rules import INPUTS
+from seqtune.config.rules.inputs import INPUTS
 from seqtune.errors import SeqtuneError
 from seqtune.objectives import OBJECTIVES
 from seqtune_cli.compose import compose

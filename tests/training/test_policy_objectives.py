@@ -11,7 +11,7 @@ import torch
 from policy_stage import stage, stage_run
 from test_policy import ASCII_FIRST, first_gradients
 
-from seqtune.config.rules import INPUTS
+from seqtune.config.rules.inputs import INPUTS
 from seqtune.errors import SeqtuneError
 from seqtune.models.load import load_model
 from seqtune.objectives import OBJECTIVES

@@ -16,7 +16,9 @@ from seqtune.config.axes import DataSpec, EvalSpec, ModelSpec, RolloutSpec, Temp
 from seqtune.config.mixture import MixtureSpec
 from seqtune.config.plan import REGISTERED, Plan, Stage
 from seqtune.config.provenance import MISSING, Composed, ComposedStage, Origin, leaves
-from seqtune.config.rules import between_stages, evaluating, samples, training, unread
+from seqtune.config.rules import between_stages, evaluating, training
+from seqtune.config.rules.idle import unread
+from seqtune.config.rules.inputs import samples
 from seqtune.errors import Problem, SeqtuneError, did_you_mean
 from seqtune.registry import Registry
 from seqtune.registry import load as load_target

@@ -34,7 +34,7 @@ class ObjectiveSpec(Spec):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Inputs beyond those its family is always called with: keys of `seqtune.config.rules.INPUTS`."""
+        """Inputs beyond those its family is always called with: keys of `seqtune.config.rules.inputs.INPUTS`."""
         return frozenset()
 
     @property
@@ -123,7 +123,7 @@ class RewardSpec(Spec):
 
     @property
     def gives(self) -> frozenset[str]:
-        """What objectives may need beyond one number a row: keys of `seqtune.config.rules.INPUTS`."""
+        """What objectives may need beyond one number a row: keys of `seqtune.config.rules.inputs.INPUTS`."""
         return frozenset()
 
     name: str
