@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from seqtune.config.plan import Plan
     from seqtune.report.events import Event, Watch
-    from seqtune.training.proofs import Proof
+    from seqtune.training.audit import Proof
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH_OF_A_FILE = 160

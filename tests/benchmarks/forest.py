@@ -39,8 +39,9 @@ from seqtune.peft.specs import Full
 from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.specs import Format
 from seqtune.training import policy, preference, sft
-from seqtune.training.common import CHECKPOINTING, StageRun, StepRows, stage_folder
 from seqtune.training.scorer import Scorer
+from seqtune.training.stage import CHECKPOINTING, StageRun, stage_folder
+from seqtune.training.supervised import StepRows
 from seqtune_kernels.forest_attention import Layout, forest_attention
 
 if TYPE_CHECKING:

@@ -42,9 +42,9 @@ from seqtune.parallel.specs import Single
 from seqtune.peft.specs import Full
 from seqtune.report.run_folder import RunFolder
 from seqtune.training import sft
-from seqtune.training.common import StageRun
 from seqtune.training.forest import Scored
 from seqtune.training.run import quiet
+from seqtune.training.stage import StageRun
 
 if TYPE_CHECKING:
     from seqtune.config.spec import PackingSpec

@@ -26,8 +26,8 @@ from seqtune.parallel.specs import Ddp, Single
 from seqtune.peft.specs import Full, Lora
 from seqtune.registry import load
 from seqtune.report.run_folder import RunFolder
-from seqtune.training.common import StageRun, is_main
 from seqtune.training.run import trainer_of
+from seqtune.training.stage import StageRun, is_main
 
 if TYPE_CHECKING:
     from seqtune.config.spec import ParallelSpec

@@ -14,7 +14,8 @@ from seqtune.parallel.specs import Single
 from seqtune.peft import PEFTS
 from seqtune.report.run_folder import RunFolder
 from seqtune.rewards import REWARDS
-from seqtune.training.common import StageRun, complete_checkpoints, stage_folder
+from seqtune.training.recorder import complete_checkpoints
+from seqtune.training.stage import StageRun, stage_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

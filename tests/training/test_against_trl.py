@@ -26,9 +26,9 @@ from seqtune.objectives.specs import Dpo
 from seqtune.packing.specs import BestFit
 from seqtune.report.run_folder import RunFolder
 from seqtune.training import policy, preference, sft
-from seqtune.training.common import CHECKPOINTING, StageRun, Stream, stage_folder
 from seqtune.training.rollouts import Rollouts, by_group, take
 from seqtune.training.scorer import Scorer
+from seqtune.training.stage import CHECKPOINTING, StageRun, Stream, stage_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,9 +22,9 @@ from seqtune.registry import load
 from seqtune.report.events import Notice, Step
 from seqtune.rewards.specs import Format
 from seqtune.training import ends, offline, values
-from seqtune.training.common import StepRows
 from seqtune.training.offline import Drawn
 from seqtune.training.run import _stage_run, resume, run_stage, train, trainer_of
+from seqtune.training.supervised import StepRows
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,10 +23,11 @@ from seqtune.packing.specs import BestFit, DatasetDecomposition, OnlineBestFit, 
 from seqtune.parallel.specs import Ddp, Single
 from seqtune.report.events import Step
 from seqtune.training import sft
-from seqtune.training.common import complete_checkpoints, stage_folder
 from seqtune.training.feed import Ordered, ordered
 from seqtune.training.pack import pack_stage
+from seqtune.training.recorder import complete_checkpoints
 from seqtune.training.run import resume, train
+from seqtune.training.stage import stage_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,9 @@ from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
 from seqtune.objectives.specs import Sft as Sft_
 from seqtune.packing.specs import BestFit, Unpacked
-from seqtune.training.common import StageRun
 from seqtune.training.forest import Scored, lay_out, token_scores
 from seqtune.training.sft import Sft, documents, trainer
+from seqtune.training.stage import StageRun
 
 TEXTS = [("ab", "cde"), ("f", "ghijk"), ("lmno", "p"), ("q", "rs"), ("tuvwx", "yz")]
 

@@ -14,11 +14,12 @@ import torch
 from transformers import Trainer
 from trl import DPOTrainer
 
-from seqtune.training.common import Staged, Supervised
 from seqtune.training.forest import through
 from seqtune.training.preference import Preference
 from seqtune.training.reward import Reward
 from seqtune.training.sft import Sft
+from seqtune.training.staged import Staged
+from seqtune.training.supervised import Supervised
 
 OVERRIDDEN = [
     (DPOTrainer, Preference, "_prepare_dataset", ["dataset", "processing_class", "args", "dataset_name"]),

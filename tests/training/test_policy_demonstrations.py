@@ -20,7 +20,7 @@ from seqtune.training.rollouts import Anchor, Beginnings, anchored
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from seqtune.training.common import StageRun
+    from seqtune.training.stage import StageRun
 
 
 def scored(**changes: dict[str, Any]) -> Any:

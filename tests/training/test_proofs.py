@@ -19,7 +19,8 @@ from seqtune.models import forest as reading
 from seqtune.registry import load
 from seqtune.report.events import Notice
 from seqtune.training import forest, proofs
-from seqtune.training.proofs import mask_audit, prove
+from seqtune.training.audit import mask_audit
+from seqtune.training.proofs import prove
 from seqtune.training.run import TRAINERS, _stage_run, diagnose, ends, run_stage, trainer_of
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from tiny_plans import comparable, create, main, plan_of, stage, weights, write_
 
 from seqtune.errors import SeqtuneError
 from seqtune.peft.specs import Lora
-from seqtune.training.common import COMPLETE, complete_checkpoints, stage_folder
+from seqtune.training.recorder import COMPLETE, complete_checkpoints
 from seqtune.training.run import resume, train
+from seqtune.training.stage import stage_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,9 +15,10 @@ from seqtune.errors import SeqtuneError
 from seqtune.peft.specs import Full, Lora
 from seqtune.report.events import Notice, RunFinished, RunStarted, StageStarted, Step
 from seqtune.training import ends
-from seqtune.training.common import Stream, area_name, optimiser_steps
 from seqtune.training.export import export
+from seqtune.training.recorder import area_name
 from seqtune.training.run import resume, run_stage, train
+from seqtune.training.stage import Stream, optimiser_steps
 
 if TYPE_CHECKING:
     from pathlib import Path

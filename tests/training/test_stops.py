@@ -15,11 +15,12 @@ from seqtune.errors import SeqtuneError
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.parallel.specs import Fsdp2
 from seqtune.training import ends
-from seqtune.training.common import complete_checkpoints, stage_folder
 from seqtune.training.preference import Preference
+from seqtune.training.recorder import complete_checkpoints
 from seqtune.training.reward import Reward
 from seqtune.training.run import run_stage, train
 from seqtune.training.sft import Sft
+from seqtune.training.stage import stage_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

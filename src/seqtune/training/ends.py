@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 from seqtune.config.axes import TinyModelSpec
 from seqtune.errors import SeqtuneError
 from seqtune.models.load import check_vocabulary, compute_device, load_model, load_tokenizer, resolve_dtype
-from seqtune.training.common import barrier, is_main, stage_folder, write_marker
+from seqtune.training.recorder import write_marker
+from seqtune.training.stage import barrier, is_main, stage_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from seqtune.data.rows import BadRows
     from seqtune.packing.bins import Bins
-    from seqtune.training.common import StageRun
+    from seqtune.training.stage import StageRun
 
 
 class Ordered(Sampler[list[int]]):

@@ -25,20 +25,11 @@ from seqtune.errors import SeqtuneError
 from seqtune.models.forest import use_forest
 from seqtune.objectives.offline import priorities
 from seqtune.objectives.reduce import sequence_mean
-from seqtune.training.common import (
-    Measured,
-    StageRun,
-    StepRows,
-    Stream,
-    Supervised,
-    at_start,
-    check_length,
-    optimiser_steps,
-    reference_logps,
-    training_arguments,
-)
 from seqtune.training.forest import MicroBatch, Scored, Tokens, lay_out, token_scores
 from seqtune.training.pairs import completions
+from seqtune.training.stage import StageRun, Stream, at_start, check_length, optimiser_steps, training_arguments
+from seqtune.training.staged import Measured, reference_logps
+from seqtune.training.supervised import StepRows, Supervised
 from seqtune.training.values import values_of
 
 if TYPE_CHECKING:

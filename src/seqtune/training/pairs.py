@@ -11,11 +11,11 @@ from seqtune.data import groups
 from seqtune.data.rows import WHERE
 from seqtune.data.tokenize import tokenize
 from seqtune.errors import SeqtuneError
-from seqtune.training.common import check_length
 from seqtune.training.forest import Scored
+from seqtune.training.stage import check_length
 
 if TYPE_CHECKING:
-    from seqtune.training.common import StageRun
+    from seqtune.training.stage import StageRun
 
 SIDES = ("chosen", "rejected")
 

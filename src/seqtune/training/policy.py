@@ -24,11 +24,13 @@ from seqtune.data.tokenize import prompt_ids
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import use_forest
 from seqtune.objectives.reduce import masked_mean
-from seqtune.training.common import Measured, StageRun, optimiser_steps, read_marker, training_arguments
 from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, lay_out, split, token_scores
+from seqtune.training.recorder import read_marker
 from seqtune.training.rollouts import by_group, side_by_side, take
 from seqtune.training.sampling import Sampling
 from seqtune.training.scorer import Scorer
+from seqtune.training.stage import StageRun, optimiser_steps, training_arguments
+from seqtune.training.staged import Measured
 from seqtune.training.tools import trained, with_memories
 
 if TYPE_CHECKING:

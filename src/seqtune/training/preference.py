@@ -9,18 +9,11 @@ import torch
 from accelerate.utils import gather_object
 from trl import DPOConfig, DPOTrainer
 
-from seqtune.training.common import (
-    Measured,
-    StageRun,
-    StepRows,
-    Supervised,
-    at_start,
-    optimiser_steps,
-    reference_logps,
-    training_arguments,
-)
 from seqtune.training.forest import MicroBatch, Unit, lay_out, token_scores
 from seqtune.training.pairs import pair_tokens, pairs, sequences
+from seqtune.training.stage import StageRun, at_start, optimiser_steps, training_arguments
+from seqtune.training.staged import Measured, reference_logps
+from seqtune.training.supervised import StepRows, Supervised
 
 if TYPE_CHECKING:
     from torch import Tensor

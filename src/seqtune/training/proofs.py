@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +16,14 @@ import torch
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import attention
 from seqtune.packing.balance import calibrated
+from seqtune.training.audit import Proof
 from seqtune.training.forest import Scored, body, lay_out
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from seqtune.training.common import Staged
     from seqtune.training.forest import MicroBatch
+    from seqtune.training.staged import Staged
 
 QUICK = (4, 192)
 """Sequences, and tokens of each, that are checked before a run."""
@@ -36,21 +37,6 @@ to the next by a small factor; a mask, a position or a denominator that is wrong
 
 WIDE_PARAMETERS = 300_000_000
 """Models up to this size are compared with a float64 copy of themselves."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """One check and what it found."""
-
-    name: str
-    passed: bool
-    found: float
-    """The largest difference, or the count of faults."""
-    limit: float
-    """What it may be."""
-    detail: str
-    hint: str = ""
-    """What to change when it failed."""
 
 
 def prove(trainer: Staged, *, quick: bool) -> list[Proof]:
@@ -228,29 +214,3 @@ def _gradients(trainer: Staged, parts: list[list[Any]]) -> Tensor:
     found = torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad(set_to_none=True)
     return found
-
-
-def mask_audit(rows: list[list[Scored]], eos_token_id: int, *, whole: bool = True) -> list[Proof]:
-    """Which tokens of some rows are trained.
-
-    Args:
-        rows: The sequences of each row.
-        eos_token_id: What ends a turn.
-        whole: Whether the sequences are whole documents, so that some must train their end.
-    """
-    sequences = [sequence for row in rows for sequence in row]
-    trained = sum(int(sequence.mask[1:].sum()) for sequence in sequences)
-    total = sum(len(sequence.ids) for sequence in sequences)
-    empty = sum(not any(sequence.mask[1:].any() for sequence in row) for row in rows)
-    ended = sum(int(((sequence.ids == eos_token_id) & sequence.mask).any()) for sequence in sequences)
-    return [
-        Proof(
-            "mask audit",
-            empty == 0 and (ended > 0 or not whole),
-            float(empty + (whole and ended == 0)),
-            0.0,
-            f"{trained} of {total} tokens in {len(rows)} rows are trained, {empty} rows train none; "
-            f"{ended} of {len(sequences)} sequences train the token that ends a turn",
-            "check the columns and the chat template: seqtune pack --inspect shows which tokens are trained",
-        )
-    ]

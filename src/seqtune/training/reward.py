@@ -10,16 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from seqtune.training.common import (
-    Measured,
-    StageRun,
-    Supervised,
-    at_start,
-    optimiser_steps,
-    training_arguments,
-)
 from seqtune.training.forest import MicroBatch, body, through
 from seqtune.training.pairs import pair_tokens, pairs, sequences
+from seqtune.training.stage import StageRun, at_start, optimiser_steps, training_arguments
+from seqtune.training.staged import Measured
+from seqtune.training.supervised import Supervised
 
 if TYPE_CHECKING:
     from torch import Tensor

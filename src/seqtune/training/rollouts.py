@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from seqtune.data.tokenize import Encoder
 from seqtune.objectives.rollouts import prefix_length
 from seqtune.rollout.noise import seed_of
-from seqtune.training.common import Stream
+from seqtune.training.stage import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

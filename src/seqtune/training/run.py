@@ -16,22 +16,15 @@ from seqtune.hub import quiet as quiet
 from seqtune.report.events import Evaluated, Notice, RunFinished, RunStarted, from_json
 from seqtune.report.run_folder import RunFolder
 from seqtune.training import ends
-from seqtune.training.common import (
-    COMPLETE,
-    StageRun,
-    barrier,
-    complete_checkpoints,
-    is_main,
-    read_marker,
-    stage_folder,
-)
+from seqtune.training.recorder import COMPLETE, complete_checkpoints, read_marker
+from seqtune.training.stage import StageRun, barrier, is_main, stage_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from seqtune.config.plan import Plan, Stage
     from seqtune.report.events import Watch
-    from seqtune.training.proofs import Proof
+    from seqtune.training.audit import Proof
 
 TRAINERS = {
     "sft": "seqtune.training.sft:trainer",

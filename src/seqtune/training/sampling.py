@@ -21,7 +21,6 @@ from seqtune.objectives.rollouts import fill, informative
 from seqtune.rollout.attention import NAME
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import generate
-from seqtune.training.common import Staged, StageRun
 from seqtune.training.forest import body
 from seqtune.training.rollouts import (
     LEFT,
@@ -38,6 +37,7 @@ from seqtune.training.rollouts import (
     together,
 )
 from seqtune.training.scorer import plain
+from seqtune.training.staged import Staged
 from seqtune.training.tools import ToolRollout, trained
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from seqtune.objectives.specs import Policy as PolicySpec
     from seqtune.rollout.tools import Turn
+    from seqtune.training.stage import StageRun
     from seqtune.training.tools import Stop
 
 OF_ROUNDS = (

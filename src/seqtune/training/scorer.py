@@ -14,7 +14,7 @@ from seqtune.rewards.score import score
 
 if TYPE_CHECKING:
     from seqtune.rewards.score import Score
-    from seqtune.training.common import StageRun
+    from seqtune.training.stage import StageRun
 
 
 def plain(text: Any) -> str:

@@ -12,20 +12,13 @@ from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from seqtune.config.mixture import MixtureSpec
-from seqtune.training.common import (
-    Measured,
-    StageRun,
-    StepRows,
-    Supervised,
-    at_start,
-    check_length,
-    is_main,
-    training_arguments,
-)
+from seqtune.training.audit import Proof, mask_audit
 from seqtune.training.feed import Ordered, StreamSteps, open_stream, ordered, stream_steps, take
 from seqtune.training.forest import MicroBatch, Scored, token_scores
 from seqtune.training.pack import packed_for
-from seqtune.training.proofs import Proof, mask_audit
+from seqtune.training.stage import StageRun, at_start, check_length, is_main, training_arguments
+from seqtune.training.staged import Measured
+from seqtune.training.supervised import StepRows, Supervised
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,14 +20,14 @@ from seqtune.objectives.offline import fit_value
 from seqtune.rewards.score import score
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import evaluation_mode, generate
-from seqtune.training.common import barrier, is_main
+from seqtune.training.stage import barrier, is_main
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
     from transformers import TrainingArguments
 
-    from seqtune.training.common import StageRun
+    from seqtune.training.stage import StageRun
 
 PART = 5
 """One in so many of the completed prompts tells how good the fit is."""
