@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from seqtune.objectives.rollouts import prefix_length
+from seqtune.objectives.prefix_rft import prefix_length
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import generate
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from seqtune.objectives.specs import Policy
+    from seqtune.objectives.specs.policy import Policy
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz+=, ."
 END = ALPHABET.index(".")
@@ -140,7 +140,7 @@ def imitate(
     Returns:
         What `watch` returned.
     """
-    from seqtune.objectives.specs import Sft
+    from seqtune.objectives.specs.sft import Sft
 
     likelihood = Sft().build()
     step, order = Stepper(policy, learning_rate), torch.Generator().manual_seed(seed)

@@ -20,9 +20,12 @@ import torch
 from common import machine, write_section
 from direction_loop import Task, encode, imitate, improve, model, padded, sampled, scores, success
 
-from seqtune.objectives.methods import ALol, PrefixRft, Tempo
-from seqtune.objectives.offline import fit_value, leftover_advantages
-from seqtune.objectives.specs import Grpo, Gspo
+from seqtune.objectives.a_lol import fit_value, leftover_advantages
+from seqtune.objectives.specs.a_lol import ALol
+from seqtune.objectives.specs.grpo import Grpo
+from seqtune.objectives.specs.gspo import Gspo
+from seqtune.objectives.specs.prefix_rft import PrefixRft
+from seqtune.objectives.specs.tempo import Tempo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -32,7 +32,9 @@ from seqtune.config.axes import DataSpec, EvalSpec, ModelSpec, RolloutSpec, Trai
 from seqtune.config.plan import Stage
 from seqtune.data.sources import Examples
 from seqtune.forest import flatten_groups
-from seqtune.objectives.specs import Dpo, Gspo, Sft
+from seqtune.objectives.specs.dpo import Dpo
+from seqtune.objectives.specs.gspo import Gspo
+from seqtune.objectives.specs.sft import Sft
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.parallel.specs import Single
 from seqtune.peft.specs import Full

@@ -35,7 +35,7 @@ from seqtune.config.plan import Plan, Stage
 from seqtune.config.reading import dump
 from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
-from seqtune.objectives.specs import Sft as SftSpec
+from seqtune.objectives.specs.sft import Sft as SftSpec
 from seqtune.packing.order import average_context
 from seqtune.packing.specs import BestFit, DatasetDecomposition, Unpacked, Wrapped
 from seqtune.parallel.specs import Single

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from seqtune.objectives.advantages import centered, group
-from seqtune.objectives.specs import Grpo, Policy
+from seqtune.objectives.specs.grpo import Grpo
+from seqtune.objectives.specs.policy import Policy
 
 NAN = float("nan")
 rewards_of_two_groups = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=8, max_size=8)

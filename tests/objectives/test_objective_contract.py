@@ -5,7 +5,7 @@ import torch
 
 from seqtune.config.spec import DenominatorUnit, Family, ObjectiveSpec
 from seqtune.objectives import OBJECTIVES
-from seqtune.objectives.specs import Policy
+from seqtune.objectives.specs.policy import Policy
 from seqtune.registry import Entry
 from seqtune.testing import check_objective, check_spec
 

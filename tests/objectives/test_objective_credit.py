@@ -9,31 +9,22 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from seqtune.objectives.advantages import group
-from seqtune.objectives.credit import (
-    discounted_ranks,
-    distinct,
-    edit_distances,
-    fewest_calls,
-    foresight,
-    list_shape,
-    only_uncertain,
-    rank_advantages,
-    spread,
-    tree,
-    uncertain_prefix,
-)
-from seqtune.objectives.methods import (
-    DaGrpo,
-    Foresight,
-    PrefixRft,
-    RankGrpo,
-    Searcher,
-    Tempo,
-    TsGrpo,
-)
-from seqtune.objectives.rollouts import lines, plan_and_answer
-from seqtune.objectives.specs import Grpo, Policy
-from seqtune.objectives.variants import shaped_probability
+from seqtune.objectives.credit import only_uncertain, spread, tree
+from seqtune.objectives.dagrpo import distinct, edit_distances, shaped_probability
+from seqtune.objectives.foresight import foresight
+from seqtune.objectives.prefix_rft import uncertain_prefix
+from seqtune.objectives.rank_grpo import discounted_ranks, list_shape, rank_advantages
+from seqtune.objectives.searcher import fewest_calls
+from seqtune.objectives.segments import lines, plan_and_answer
+from seqtune.objectives.specs.dagrpo import DaGrpo
+from seqtune.objectives.specs.foresight import Foresight
+from seqtune.objectives.specs.grpo import Grpo
+from seqtune.objectives.specs.policy import Policy
+from seqtune.objectives.specs.prefix_rft import PrefixRft
+from seqtune.objectives.specs.rank_grpo import RankGrpo
+from seqtune.objectives.specs.searcher import Searcher
+from seqtune.objectives.specs.tempo import Tempo
+from seqtune.objectives.specs.ts_grpo import TsGrpo
 
 A = group(REWARDS, 4)
 HALF = 0.865875
@@ -434,8 +425,9 @@ def test_reductions() -> None:
     """Each method at the setting where it is another one."""
     from fixture_f1 import ENTROPIES, ROWS
 
-    from seqtune.objectives.methods import EspoEntropy, GspoToken
-    from seqtune.objectives.specs import Gspo
+    from seqtune.objectives.specs.espo_entropy import EspoEntropy
+    from seqtune.objectives.specs.gspo import Gspo
+    from seqtune.objectives.specs.gspo_token import GspoToken
 
     grpo, a2 = Policy(epsilon_low=0.003, epsilon_high=0.004), A.unsqueeze(1).repeat(1, 5)
     gspo = Gspo(epsilon_low=0.003, epsilon_high=0.004)

@@ -21,10 +21,13 @@ from seqtune.objectives.advantages import (
     whitened,
 )
 from seqtune.objectives.assign import assign
-from seqtune.objectives.methods import Dapo, ReinforcePP, Rloo
+from seqtune.objectives.dapo import fill, informative, overlong
 from seqtune.objectives.policy import KLS, k1
-from seqtune.objectives.rollouts import fill, informative, overlong, prefix_length, prefix_share
-from seqtune.objectives.specs import Policy
+from seqtune.objectives.prefix_rft import prefix_length, prefix_share
+from seqtune.objectives.specs.dapo import Dapo
+from seqtune.objectives.specs.policy import Policy
+from seqtune.objectives.specs.reinforce_pp import ReinforcePP
+from seqtune.objectives.specs.rloo import Rloo
 
 NAN = float("nan")
 numbers = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=8, max_size=8)

@@ -5,8 +5,8 @@ import torch
 from fixture_f1 import near
 from torch.testing import assert_close
 
-from seqtune.objectives.methods import ALol, ALolKl, ALolRefFree, ALolSeq
-from seqtune.objectives.offline import fit_value, leftover_advantages, priorities
+from seqtune.objectives.a_lol import fit_value, leftover_advantages, priorities
+from seqtune.objectives.specs.a_lol import ALol, ALolKl, ALolRefFree, ALolSeq
 
 NLL = torch.tensor([[0.5, 1, 0.2], [0.8, 0.3, 0.1]], dtype=torch.float64)
 REF_NLL = torch.tensor([[0.9, 0.7, 0.3], [0.4, 0.5, 0.6]], dtype=torch.float64)

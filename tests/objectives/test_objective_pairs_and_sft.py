@@ -11,7 +11,10 @@ from seqtune.objectives.dpo import dpo_loss
 from seqtune.objectives.kto import kto_loss
 from seqtune.objectives.reward import reward_loss
 from seqtune.objectives.sft import sft_loss
-from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
+from seqtune.objectives.specs.dpo import Dpo
+from seqtune.objectives.specs.kto import Kto
+from seqtune.objectives.specs.reward import Reward
+from seqtune.objectives.specs.sft import Sft
 
 numbers = st.lists(st.floats(-20, 0), min_size=3, max_size=3)
 

@@ -21,7 +21,9 @@ from seqtune.objectives.policy import (
     token_log_ratio,
 )
 from seqtune.objectives.reduce import masked_mean
-from seqtune.objectives.specs import Grpo, Gspo, Policy
+from seqtune.objectives.specs.grpo import Grpo
+from seqtune.objectives.specs.gspo import Gspo
+from seqtune.objectives.specs.policy import Policy
 
 A = group(REWARDS, 4)
 CLIP = Clip("pessimistic", 0.2, 0.2)

@@ -8,8 +8,8 @@ from fixture_f1 import near
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqtune.objectives.methods import Slic
-from seqtune.objectives.ranking import CALIBRATIONS, slic_loss
+from seqtune.objectives.slic import CALIBRATIONS, slic_loss
+from seqtune.objectives.specs.slic import Slic
 from seqtune.testing import check_objective
 
 LOGPS = torch.tensor([[-4.0, -3.5, -6.0]]).double()

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from seqtune.config.axes import TinyModelSpec
 from seqtune.models.load import load_model, load_tokenizer
+from seqtune.objectives.a_lol import fit_value, leftover_advantages, priorities
 from seqtune.objectives.advantages import group
 from seqtune.objectives.credit import tree
-from seqtune.objectives.methods import ALol, ALolKl, ALolRefFree, ALolSeq, Tempo
-from seqtune.objectives.offline import fit_value, leftover_advantages, priorities
-from seqtune.objectives.ranking import slic_loss
-from seqtune.objectives.specs import Dpo
+from seqtune.objectives.slic import slic_loss
+from seqtune.objectives.specs.a_lol import ALol, ALolKl, ALolRefFree, ALolSeq
+from seqtune.objectives.specs.dpo import Dpo
+from seqtune.objectives.specs.tempo import Tempo
 
 QUESTIONS, GROUP, TOKENS = 6, 5, 160
 SOLVERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")

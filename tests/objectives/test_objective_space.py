@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from seqtune.objectives.advantages import centered, group, leave_one_out
-from seqtune.objectives.methods import DrGrpo, EspoEntropy, GspoToken, MiniRl, Rloo
 from seqtune.objectives.policy import (
     Clip,
     Correction,
@@ -44,7 +43,13 @@ from seqtune.objectives.policy import (
     token_log_ratio,
 )
 from seqtune.objectives.reduce import masked_mean
-from seqtune.objectives.specs import Gspo, Policy
+from seqtune.objectives.specs.dr_grpo import DrGrpo
+from seqtune.objectives.specs.espo_entropy import EspoEntropy
+from seqtune.objectives.specs.gspo import Gspo
+from seqtune.objectives.specs.gspo_token import GspoToken
+from seqtune.objectives.specs.minirl import MiniRl
+from seqtune.objectives.specs.policy import Policy
+from seqtune.objectives.specs.rloo import Rloo
 
 A = group(REWARDS, 4)
 zero = torch.zeros_like
@@ -424,7 +429,7 @@ def test_worked_espo() -> None:
 
 
 def test_worked_espo_ratios_and_widths() -> None:
-    from seqtune.objectives.variants import clip_width, most_uncertain
+    from seqtune.objectives.espo_entropy import clip_width, most_uncertain
 
     groups = most_uncertain(ENTROPIES, MASK, 0.2)
     ratios = padded(
@@ -464,7 +469,7 @@ def test_espo_against_the_oracle(length: int, alpha: float, random) -> None:
 
 
 def test_entropy_bins_hold_equally_many_tokens() -> None:
-    from seqtune.objectives.variants import entropy_bins
+    from seqtune.objectives.espo_entropy import entropy_bins
 
     found = entropy_bins(ENTROPIES, MASK, 2)
     assert found[0].tolist() == [0, 1, 1, 0, 0]  # of five tokens three and two

@@ -18,8 +18,13 @@ from seqtune.config.axes import DataSpec, EvalSpec, TinyModelSpec, TrainSpec
 from seqtune.config.plan import Stage
 from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
-from seqtune.objectives.methods import ALol, Slic, Tempo
-from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
+from seqtune.objectives.specs.a_lol import ALol
+from seqtune.objectives.specs.dpo import Dpo
+from seqtune.objectives.specs.kto import Kto
+from seqtune.objectives.specs.reward import Reward
+from seqtune.objectives.specs.sft import Sft
+from seqtune.objectives.specs.slic import Slic
+from seqtune.objectives.specs.tempo import Tempo
 from seqtune.packing.specs import BestFit
 from seqtune.parallel.launch import to_launcher
 from seqtune.parallel.specs import Ddp, Single

@@ -22,7 +22,7 @@ from trl.trainer import grpo_trainer
 
 from seqtune.data.sources import load as load_data
 from seqtune.models.load import load_model, load_tokenizer
-from seqtune.objectives.specs import Dpo
+from seqtune.objectives.specs.dpo import Dpo
 from seqtune.packing.specs import BestFit
 from seqtune.report.run_folder import RunFolder
 from seqtune.training import policy, preference, sft

@@ -14,8 +14,15 @@ from seqtune.config.axes import DataSpec, RolloutSpec
 from seqtune.data import sources
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import attention
-from seqtune.objectives.methods import ALol, ALolRefFree, DaGrpo, DrGrpo, Slic, Tempo, TsGrpo
-from seqtune.objectives.specs import Grpo, Gspo, Policy
+from seqtune.objectives.specs.a_lol import ALol, ALolRefFree
+from seqtune.objectives.specs.dagrpo import DaGrpo
+from seqtune.objectives.specs.dr_grpo import DrGrpo
+from seqtune.objectives.specs.grpo import Grpo
+from seqtune.objectives.specs.gspo import Gspo
+from seqtune.objectives.specs.policy import Policy
+from seqtune.objectives.specs.slic import Slic
+from seqtune.objectives.specs.tempo import Tempo
+from seqtune.objectives.specs.ts_grpo import TsGrpo
 from seqtune.packing.specs import Unpacked
 from seqtune.peft.specs import Lora
 from seqtune.registry import load

@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax
 
 from seqtune.data.sources import Examples
 from seqtune.models.load import load_model, load_tokenizer
-from seqtune.objectives.specs import Sft as Sft_
+from seqtune.objectives.specs.sft import Sft as Sft_
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.training.forest import Scored, lay_out, token_scores
 from seqtune.training.sft import Sft, documents, trainer

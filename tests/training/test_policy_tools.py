@@ -18,7 +18,7 @@ from test_policy import ASCII_FIRST, first_gradients, gradients
 from seqtune.config.axes import RolloutSpec
 from seqtune.errors import SeqtuneError
 from seqtune.models.load import load_model
-from seqtune.objectives.credit import fewest_calls
+from seqtune.objectives.searcher import fewest_calls
 from seqtune.parallel.launch import launch
 from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.specs import Custom

@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Any
 from seqtune.config.axes import DataSpec, EvalSpec, TinyModelSpec, TrainSpec
 from seqtune.config.plan import Plan, Stage
 from seqtune.config.reading import dump, load
-from seqtune.objectives.methods import ALol, ALolKl, ALolSeq, Slic, Tempo
-from seqtune.objectives.specs import Dpo, Kto, Reward, Sft
+from seqtune.objectives.specs.a_lol import ALol, ALolKl, ALolSeq
+from seqtune.objectives.specs.dpo import Dpo
+from seqtune.objectives.specs.kto import Kto
+from seqtune.objectives.specs.reward import Reward
+from seqtune.objectives.specs.sft import Sft
+from seqtune.objectives.specs.slic import Slic
+from seqtune.objectives.specs.tempo import Tempo
 from seqtune.packing.specs import BestFit, Unpacked
 from seqtune.parallel.specs import Single
 from seqtune.peft.specs import Full

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from seqtune.objectives.reduce import at_least_fp32, masked, masked_mean, masked_sum
+from seqtune.objectives.reduce import at_least_fp32, last_tokens, masked, masked_mean, masked_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,9 +80,9 @@ def leave_one_out(rewards: Tensor, group_size: int) -> Tensor:
 
     Args and errors as `centered`.
     """
-    scored = (~torch.isnan(rewards)).reshape(-1, group_size).sum(1, keepdim=True)  # [P, 1]
-    factor = scored / (scored - 1).clamp(min=1)
-    return (factor * centered(rewards, group_size).reshape(-1, group_size)).flatten()
+    difference, scored, usable = _within_groups(rewards, group_size)
+    count = scored.sum(1, keepdim=True)  # [P, 1]
+    return masked(difference * (count / (count - 1).clamp(min=1)), usable).flatten()
 
 
 def columns(rewards: Tensor, group_size: int, *, weights: Sequence[float] = (), epsilon: float = 1e-4) -> Tensor:
@@ -93,7 +93,8 @@ def columns(rewards: Tensor, group_size: int, *, weights: Sequence[float] = (), 
     Adding the rewards first would let the one with the largest spread decide.
 
     Args:
-        rewards: `[B, F]`, one column a reward; NaN as in `centered`.
+        rewards: `[B, F]`, one column a reward; NaN as in `centered`. A completion with NaN in every column is left out
+            of the batch's statistics and gets A = 0.
         group_size: G.
         weights: w_f; empty weighs all alike with 1.
         epsilon: Added to the standard deviations.
@@ -105,10 +106,11 @@ def columns(rewards: Tensor, group_size: int, *, weights: Sequence[float] = (), 
         raise ValueError(f"{len(weights)} weights for {rewards.shape[1]} rewards")
     parts = by_column(rewards, group_size, epsilon=epsilon)  # [B, F]
     summed = (parts * parts.new_tensor(weights or [1.0] * parts.shape[1])).sum(1)
-    spread = summed.amax() - summed.amin()
-    if len(summed) < 2 or spread < EQUAL:
+    scored = ~rewards.isnan().all(1)
+    known = summed[scored]
+    if len(known) < 2 or known.amax() - known.amin() < EQUAL:
         return torch.zeros_like(summed)
-    return (summed - summed.mean()) / (summed.std() + epsilon)
+    return masked((summed - known.mean()) / (known.std() + epsilon), scored)
 
 
 def by_column(rewards: Tensor, group_size: int, *, epsilon: float = 1e-4) -> Tensor:
@@ -172,7 +174,7 @@ def reinforce_pp(
         gamma: γ.
 
     Returns:
-        `[B, T]`, 0 outside the mask.
+        `[B, T]`, 0 outside the mask. A token whose KL is not finite pays none.
 
     Raises:
         ValueError: An infinite reward, or β > 0 without the log-probs or the estimator.
@@ -181,13 +183,11 @@ def reinforce_pp(
         raise ValueError("an infinite reward has no advantage")
     r = at_least_fp32(rewards)
     live = mask.bool() & ~torch.isnan(r).unsqueeze(1)  # [B, T]
-    place = torch.arange(live.shape[1], device=live.device)
-    last = (place * live).amax(1, keepdim=True) if live.shape[1] else place.new_zeros(len(live), 1)
-    tokens = masked(r.unsqueeze(1), live & (place == last))
+    tokens = masked(r.unsqueeze(1), last_tokens(live))
     if beta > 0:
         if old_logps is None or ref_logps is None or kl is None:
             raise ValueError("beta > 0 needs old_logps, ref_logps and kl")
-        tokens = tokens - beta * masked(kl(masked(old_logps.to(r.dtype) - ref_logps.to(r.dtype), live)), live)
+        tokens = tokens - beta * kl(_log_ratio(old_logps, ref_logps, live).to(r.dtype))
     return whitened(returns(tokens, live, gamma=gamma), live)
 
 
@@ -203,10 +203,17 @@ def reinforce_pp_baseline(rewards: Tensor, mask: Tensor, *, group_size: int) -> 
 def kl_shaped(
     rewards: Tensor, mask: Tensor, old_logps: Tensor, ref_logps: Tensor, *, beta: float, kl: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Reward less its KL to the reference: r_i - β Σ_t KL(log π_old - log π_ref), `[B]`."""
-    live = mask.bool()
-    q = masked(old_logps - ref_logps, live).to(at_least_fp32(rewards).dtype)
-    return rewards - beta * masked_sum(kl(q), live, dim=1)
+    """Reward less its KL to the reference: r_i - β Σ_t KL(log π_old - log π_ref), `[B]`.
+
+    A token whose log ratio is not finite pays nothing.
+    """
+    return rewards - beta * kl(_log_ratio(old_logps, ref_logps, mask.bool())).sum(1).to(at_least_fp32(rewards).dtype)
+
+
+def _log_ratio(logps: Tensor, ref_logps: Tensor, mask: Tensor) -> Tensor:
+    """log π - log π_ref; 0, of which every KL estimator makes 0, outside the mask and where it is not finite."""
+    q = at_least_fp32(logps) - at_least_fp32(ref_logps)
+    return masked(q, mask & q.isfinite())
 
 
 def _within_groups(rewards: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,8 +8,9 @@ import torch
 
 from seqtune.objectives.advantages import ADVANTAGES, columns, kl_shaped, reinforce_pp, reinforce_pp_baseline
 from seqtune.objectives.credit import only_uncertain, tree
+from seqtune.objectives.dapo import overlong
 from seqtune.objectives.policy import KLS
-from seqtune.objectives.rollouts import overlong
+from seqtune.objectives.reduce import extent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +72,7 @@ def assign(
         ValueError: A tensor that is needed is missing, or rewards are no whole groups.
     """
     if overlong_share:
-        lengths, most = _given(mask=mask).sum(1).tolist(), int(_given(limit=limit))
+        lengths, most = extent(_given(mask=mask)).tolist(), int(_given(limit=limit))
         cache = round(overlong_share * most)
         rewards = rewards + rewards.new_tensor([overlong(int(n), limit=most, cache=cache) for n in lengths])
     if estimator == "reinforce_pp":
@@ -96,7 +97,8 @@ def assign(
             a = ADVANTAGES[estimator](rewards, group_size)
     if tree_weight is not None:
         ids = _given(completion_ids=completion_ids)
-        a = tree(a, ids, _given(mask=mask), group_size, weight=tree_weight, root=tree_root)
+        scored = torch.where(rewards.isnan(), torch.nan, a)
+        a = tree(scored, ids, _given(mask=mask), group_size, weight=tree_weight, root=tree_root)
     if entropy_drop:
         a = only_uncertain(a, _given(entropies=entropies), _given(mask=mask), entropy_drop)
     if drop_truncated:

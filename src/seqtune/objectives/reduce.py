@@ -31,6 +31,16 @@ def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
     return masked_mean(masked_mean(x, mask, dim=-1), mask.bool().any(-1))
 
 
+def extent(mask: Tensor) -> Tensor:
+    """Places of each row up to its last masked one, `[B]`: the length of a completion with what tools wrote inside it."""
+    return (torch.arange(1, mask.shape[-1] + 1, device=mask.device) * mask.bool()).amax(-1)
+
+
+def last_tokens(mask: Tensor) -> Tensor:
+    """The last masked place of each row, `[B, T]` bool; none in an empty row."""
+    return torch.arange(1, mask.shape[-1] + 1, device=mask.device) == extent(mask).unsqueeze(-1)
+
+
 def divided(total: Tensor, denominator: float | Tensor) -> Tensor:
     """`total / denominator`, with 0 / 0 read as 0: a step that trains nothing has loss 0.
 

@@ -56,7 +56,7 @@ def enter_user_namespace(flags: int) -> None:
 
 
 def make_read_only(writable: str, size: int, uid: int, gid: int) -> None:
-    """In a new mount namespace: every mount becomes read-only, and `writable` an empty folder in memory.
+    """In a new mount namespace: every mount becomes read-only, `writable` an empty folder in memory, /proc empty.
 
     Args:
         writable: An existing folder.
@@ -71,6 +71,8 @@ def make_read_only(writable: str, size: int, uid: int, gid: int) -> None:
     options = f"size={size},nr_inodes=4096,mode=700,uid={uid},gid={gid}".encode()
     path = os.fsencode(writable)
     _checked(_libc.mount(b"tmpfs", path, b"tmpfs", ctypes.c_ulong(nosuid_nodev), options), "mount")
+    # Of the processes outside; read-only (1), for a user namespace may not loosen what it copies.
+    _checked(_libc.mount(b"tmpfs", b"/proc", b"tmpfs", ctypes.c_ulong(nosuid_nodev | 1), b"size=4096"), "mount")
 
 
 # Privileges
@@ -160,25 +162,28 @@ def landlock(version: int, readable: list[str], writable: list[str]) -> None:
 # System calls: https://docs.kernel.org/userspace-api/seccomp_filter.html
 
 _X86_64 = {
-    "socket": 41, "clone": 56, "kill": 62, "truncate": 76, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93,
-    "lchown": 94, "ptrace": 101, "rt_sigqueueinfo": 129, "utime": 132, "setpriority": 141, "sched_setscheduler": 144,
+    "ioctl": 16, "shmget": 29, "socket": 41, "socketpair": 53, "clone": 56, "kill": 62, "semget": 64,
+    "msgget": 68, "fcntl": 72, "truncate": 76, "chmod": 90, "fchmod": 91, "chown": 92, "fchown": 93,
+    "lchown": 94, "ptrace": 101, "rt_sigqueueinfo": 129, "utime": 132, "setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144,
     "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199,
     "tkill": 200, "sched_setaffinity": 203, "tgkill": 234, "utimes": 235, "add_key": 248, "request_key": 249,
     "keyctl": 250, "ioprio_set": 251, "fchownat": 260, "futimesat": 261, "fchmodat": 268, "unshare": 272,
     "utimensat": 280, "rt_tgsigqueueinfo": 297, "perf_event_open": 298, "prlimit64": 302, "open_by_handle_at": 304,
-    "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "bpf": 321, "userfaultfd": 323,
+    "setns": 308, "process_vm_readv": 310, "process_vm_writev": 311, "sched_setattr": 314, "memfd_create": 319,
+    "bpf": 321, "userfaultfd": 323,
 }  # fmt: skip
 _AARCH64 = {
     "setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
-    "ioprio_set": 30, "truncate": 45, "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88,
-    "unshare": 97, "ptrace": 117, "sched_setscheduler": 119, "sched_setaffinity": 122, "kill": 129, "tkill": 130,
-    "tgkill": 131, "rt_sigqueueinfo": 138, "setpriority": 140, "socket": 198, "add_key": 217, "request_key": 218,
+    "fcntl": 25, "ioctl": 29, "ioprio_set": 30, "truncate": 45, "fchmod": 52, "fchmodat": 53, "fchownat": 54, "fchown": 55, "utimensat": 88,
+    "unshare": 97, "ptrace": 117, "sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122, "kill": 129, "tkill": 130,
+    "tgkill": 131, "rt_sigqueueinfo": 138, "setpriority": 140, "msgget": 186, "semget": 190, "shmget": 194, "socket": 198,
+    "socketpair": 199, "add_key": 217, "request_key": 218,
     "keyctl": 219, "clone": 220, "rt_tgsigqueueinfo": 240, "perf_event_open": 241, "prlimit64": 261,
-    "open_by_handle_at": 265, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "bpf": 280,
-    "userfaultfd": 282,
+    "open_by_handle_at": 265, "setns": 268, "process_vm_readv": 270, "process_vm_writev": 271, "sched_setattr": 274,
+    "memfd_create": 279, "bpf": 280, "userfaultfd": 282,
 }  # fmt: skip
 _BOTH = {
-    "pidfd_send_signal": 424, "io_uring_setup": 425, "clone3": 435, "fchmodat2": 452, "setxattrat": 463,
+    "pidfd_send_signal": 424, "io_uring_setup": 425, "clone3": 435, "memfd_secret": 447, "fchmodat2": 452, "setxattrat": 463,
     "removexattrat": 466,
 }  # fmt: skip
 MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
@@ -189,27 +194,33 @@ INTRUSIVE = (
     "userfaultfd", "add_key", "request_key", "keyctl", "open_by_handle_at",
 )  # fmt: skip
 """Calls that reach into other processes or the kernel, and io_uring, whose requests no filter sees."""
+UNCOUNTED = ("memfd_create", "memfd_secret", "shmget", "semget", "msgget")
+"""Memory that belongs to no process, so that no limit counts it, or that outlives the program."""
 ATTRIBUTES = (
     "truncate", "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes",
     "futimesat", "utimensat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr",
     "fremovexattr", "removexattrat",
 )  # fmt: skip
 """Changes of files that Landlock lets through."""
-SIGNALS = (
-    "kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal", "prlimit64", "setpriority",
-    "sched_setscheduler", "sched_setaffinity", "ioprio_set",
-)  # fmt: skip
-"""Ways to disturb other processes of the same user."""
+SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal", "fcntl", "ioctl")
+"""Ways to end other processes of the same user; of the last two only what names who gets SIGIO."""
+SCHEDULING = ("setpriority", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity", "ioprio_set")
+"""Ways to slow other processes of the same user down."""
+_OWNERS = {"fcntl": (8, 15), "ioctl": (0x8901, 0x8902)}
+"""Second arguments of the calls that are refused with these only: F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP."""
 
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+_FIRST, _SECOND = 16, 24
+"""Where a call's arguments lie in what the filter sees; their lower halves."""
 
 
 def filter_calls(refused: tuple[str, ...]) -> None:
     """Refuse system calls, for this process and all its descendants. Needs `gain_nothing` before.
 
     `socket` ends the process with SIGSYS, except for the local kind, which is refused (the C library asks name caches
-    that way and goes on without them); what is in `refused` fails with EPERM; no new namespaces.
+    that way and goes on without them); pairs of sockets are local streams, which cannot be sent elsewhere as datagrams
+    can; limits are the process's own to set; what is in `refused` fails with EPERM; no new namespaces.
 
     Args:
         refused: Names of calls.
@@ -221,13 +232,24 @@ def filter_calls(refused: tuple[str, ...]) -> None:
         (_LOAD, 0, 0, 0), (_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL),  # another calling convention
     ]  # fmt: skip
     for name in refused:
-        if name in numbers:  # newer architectures lack the older calls
+        if name in _OWNERS:
+            first, second = _OWNERS[name]
+            program += [
+                (_EQUAL, 0, 5, numbers[name]), (_LOAD, 0, 0, _SECOND),
+                (_EQUAL, 1, 0, first), (_EQUAL, 0, 1, second), (_RETURN, 0, 0, _ERRNO | 1), (_RETURN, 0, 0, _ALLOW),
+            ]  # fmt: skip
+        elif name in numbers:  # newer architectures lack the older calls
             program += [(_EQUAL, 0, 1, numbers[name]), (_RETURN, 0, 0, _ERRNO | 1)]
     program += [
         (_EQUAL, 0, 1, numbers["clone3"]), (_RETURN, 0, 0, _ERRNO | 38),  # its flags are out of sight: ask for clone
-        (_EQUAL, 0, 4, numbers["clone"]), (_LOAD, 0, 0, 16),
+        (_EQUAL, 0, 4, numbers["clone"]), (_LOAD, 0, 0, _FIRST),
         (_ANY_BIT, 0, 1, _ANY_NAMESPACE), (_RETURN, 0, 0, _ERRNO | 1), (_RETURN, 0, 0, _ALLOW),
-        (_EQUAL, 0, 4, numbers["socket"]), (_LOAD, 0, 0, 16),
+        (_EQUAL, 0, 4, numbers["prlimit64"]), (_LOAD, 0, 0, _FIRST),
+        (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ERRNO | 1), (_RETURN, 0, 0, _ALLOW),  # 0: itself
+        (_EQUAL, 0, 7, numbers["socketpair"]), (_LOAD, 0, 0, _FIRST),
+        (_EQUAL, 0, 4, 1), (_LOAD, 0, 0, _SECOND), (_AND, 0, 0, 0xF),  # AF_UNIX; the type without its flags
+        (_EQUAL, 0, 1, 1), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | 13),  # SOCK_STREAM, or EACCES
+        (_EQUAL, 0, 4, numbers["socket"]), (_LOAD, 0, 0, _FIRST),
         (_EQUAL, 0, 1, 1), (_RETURN, 0, 0, _ERRNO | 13), (_RETURN, 0, 0, _KILL),  # AF_UNIX: EACCES
         (_RETURN, 0, 0, _ALLOW),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from trl.models import prepare_fsdp
 from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
 from seqtune.models.forest import use_forest
-from seqtune.objectives.offline import priorities
+from seqtune.objectives.a_lol import priorities
 from seqtune.objectives.reduce import sequence_mean
 from seqtune.training.forest import MicroBatch, Scored, Tokens, lay_out, token_scores
 from seqtune.training.pairs import completions

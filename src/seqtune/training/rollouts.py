@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Sampler
 
 from seqtune.data.tokenize import Encoder
-from seqtune.objectives.rollouts import prefix_length
+from seqtune.objectives.prefix_rft import prefix_length
 from seqtune.rollout.noise import seed_of
 from seqtune.training.stage import Stream
 

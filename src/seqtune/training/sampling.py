@@ -16,8 +16,8 @@ from trl import GRPOTrainer
 
 from seqtune.data.pieces import pieces
 from seqtune.models.forest import attention
+from seqtune.objectives.dapo import fill, informative
 from seqtune.objectives.reduce import masked_mean
-from seqtune.objectives.rollouts import fill, informative
 from seqtune.rollout.attention import NAME
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import generate
@@ -43,7 +43,7 @@ from seqtune.training.tools import ToolRollout, trained
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from seqtune.objectives.specs import Policy as PolicySpec
+    from seqtune.objectives.specs.policy import Policy as PolicySpec
     from seqtune.rollout.tools import Turn
     from seqtune.training.stage import StageRun
     from seqtune.training.tools import Stop

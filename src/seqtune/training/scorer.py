@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from seqtune.errors import SeqtuneError
-from seqtune.objectives.methods import Foresight
+from seqtune.objectives.specs.foresight import Foresight
 from seqtune.rewards.combined import Combined
 from seqtune.rewards.score import score
 

@@ -16,7 +16,7 @@ from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
 from seqtune.evaluation.evaluate import plain, rollout_attention
 from seqtune.models.forest import attention
-from seqtune.objectives.offline import fit_value
+from seqtune.objectives.a_lol import fit_value
 from seqtune.rewards.score import score
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import evaluation_mode, generate

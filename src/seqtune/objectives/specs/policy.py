@@ -1,9 +1,9 @@
-"""What a recipe can say about each objective. Imports no torch: the functions are imported by `build()`."""
+"""What a recipe can say about `policy`."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,118 +11,6 @@ from seqtune.config.spec import DenominatorUnit, Family, ObjectiveSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
-
-
-class Sft(ObjectiveSpec):
-    """Supervised fine-tuning: negative log-likelihood of the trained tokens."""
-
-    family: ClassVar[Family] = "sft"
-    formula: ClassVar[str] = (
-        "L = -(1/N) Σ_{i,t} m_{i,t} log π(y_{i,t} | y_{i,<t})     sequence_mean: -(1/B) Σ_i (1/n_i) Σ_t m_{i,t} log π\n"
-        "m: 1 on trained tokens     N: trained tokens of the step     n_i: of document i     B: documents of the step"
-    )
-    source: ClassVar[str] = "https://huggingface.co/docs/trl/sft_trainer"
-
-    name: Literal["sft"] = "sft"
-    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """`token_mean`: every trained token of the step weighs the same; `sequence_mean`: every document does."""
-
-    @property
-    def denominator_unit(self) -> DenominatorUnit:
-        return "tokens" if self.aggregation == "token_mean" else "sequences"
-
-    def build(self) -> Callable[..., Any]:
-        from seqtune.objectives.sft import sft_loss
-
-        return partial(sft_loss, aggregation=self.aggregation)
-
-
-class Dpo(ObjectiveSpec):
-    """Direct Preference Optimization: a logistic loss on the difference of implicit rewards."""
-
-    family: ClassVar[Family] = "preference"
-    formula: ClassVar[str] = (
-        "L = -(1/B) Σ_i [(1-λ) log σ(z_i) + λ log σ(-z_i)]     z_i = r̂(chosen_i) - r̂(rejected_i)\n"
-        "r̂(y) = beta Σ_t log (π/π_ref)(y_t)     λ: label_smoothing     B: pairs of the step"
-    )
-    source: ClassVar[str] = "https://arxiv.org/abs/2305.18290"
-    needs_reference: ClassVar[bool] = True
-
-    name: Literal["dpo"] = "dpo"
-    beta: float = Field(0.1, gt=0)
-    """β: strength of the pull towards the reference model. 0.1 is the paper's and TRL's default."""
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """λ: probability that a preference label is flipped (conservative DPO, https://ericmitchell.ai/cdpo.pdf)."""
-
-    @property
-    def denominator_unit(self) -> DenominatorUnit:
-        return "pairs"
-
-    def build(self) -> Callable[..., Any]:
-        from seqtune.objectives.dpo import dpo_loss
-
-        return partial(dpo_loss, beta=self.beta, label_smoothing=self.label_smoothing)
-
-
-class Kto(ObjectiveSpec):
-    """Kahneman–Tversky optimisation: each completion against a reference point shared by all, not its partner."""
-
-    family: ClassVar[Family] = "preference"
-    formula: ClassVar[str] = (
-        "L = (1/2B) Σ_i [λ_D (1 - σ(beta (r(chosen_i) - z))) + λ_U (1 - σ(beta (z - r(rejected_i))))]\n"
-        "r(y) = Σ_t log (π/π_ref)(y_t)     z = max(0, mean of r over completions of other prompts)\n"
-        "λ_D: desirable_weight     λ_U: undesirable_weight     B: pairs of the step"
-    )
-    source: ClassVar[str] = "https://arxiv.org/abs/2402.01306"
-    needs_reference: ClassVar[bool] = True
-    needs_mismatched: ClassVar[bool] = True
-
-    name: Literal["kto"] = "kto"
-    beta: float = Field(0.1, gt=0)
-    """β: strength of the pull towards the reference model. 0.1 is the paper's and TRL's default."""
-    desirable_weight: float = Field(1.0, gt=0)
-    """λ_D: weight of the chosen completions."""
-    undesirable_weight: float = Field(1.0, gt=0)
-    """λ_U: weight of the rejected completions."""
-
-    @property
-    def denominator_unit(self) -> DenominatorUnit:
-        return "pairs"
-
-    def build(self) -> Callable[..., Any]:
-        from seqtune.objectives.kto import kto_loss
-
-        return partial(
-            kto_loss,
-            beta=self.beta,
-            desirable_weight=self.desirable_weight,
-            undesirable_weight=self.undesirable_weight,
-        )
-
-
-class Reward(ObjectiveSpec):
-    """Bradley–Terry reward model: the chosen completion scores above the rejected one."""
-
-    family: ClassVar[Family] = "reward"
-    formula: ClassVar[str] = (
-        "L = -(1/B) Σ_i log σ(r(chosen_i) - r(rejected_i)) + c (1/B) Σ_i (r(chosen_i) + r(rejected_i))²\n"
-        "c: center_coefficient     B: pairs of the step"
-    )
-    source: ClassVar[str] = "https://arxiv.org/abs/2203.02155"
-
-    name: Literal["reward"] = "reward"
-    center_coefficient: float = Field(0.0, ge=0)
-    """c: pulls the rewards of a pair towards mean zero (https://arxiv.org/abs/2312.09244); 0.01 there."""
-
-    @property
-    def denominator_unit(self) -> DenominatorUnit:
-        return "pairs"
-
-    def build(self) -> Callable[..., Any]:
-        from seqtune.objectives.reward import reward_loss
-
-        return partial(reward_loss, center_coefficient=self.center_coefficient)
 
 
 class Policy(ObjectiveSpec):
@@ -326,39 +214,6 @@ class Policy(ObjectiveSpec):
 
     def build_segments(self) -> Callable[[list[str]], list[int]]:
         """`text of each token -> number of its segment`, for an objective that takes `segments`."""
-        from seqtune.objectives.rollouts import lines
+        from seqtune.objectives.segments import lines
 
         return lines
-
-
-class Grpo(Policy):
-    """Group Relative Policy Optimization: token ratios, advantages normalised within the group."""
-
-    formula: ClassVar[str] = (
-        "L = aggregation_{i,t}[-min(ρ A, clip(ρ, 1-ε_low, 1+ε_high) A) + beta KL]     ρ_{i,t} = (π/π_old)(y_{i,t})\n"
-        "sequence_mean: (1/B) Σ_i (1/n_i) Σ_t     A_i: advantage     KL: of π from π_ref, estimator kl"
-    )
-
-    name: Literal["grpo"] = "grpo"
-    ratio: Literal["token"] = "token"
-    """Unit of the importance ratio: each token."""
-    beta: float = Field(0.04, ge=0)
-    """β: weight of the KL to the reference model; 0 keeps no reference. 0.04 is the paper's; TRL takes 0."""
-
-
-class Gspo(Policy):
-    """Group Sequence Policy Optimization: one length-normalised ratio per completion is clipped."""
-
-    formula: ClassVar[str] = (
-        "L = (1/B) Σ_i [-min(s_i A_i, clip(s_i, 1-ε_low, 1+ε_high) A_i) + beta KL_i]\n"
-        "s_i = exp((1/n_i) Σ_t log (π/π_old)(y_{i,t}))     A_i: advantage     KL_i: mean over tokens, estimator kl"
-    )
-    source: ClassVar[str] = "https://arxiv.org/abs/2507.18071"
-
-    name: Literal["gspo"] = "gspo"
-    ratio: Literal["sequence"] = "sequence"
-    """Unit of the importance ratio: the length-normalised whole completion."""
-    epsilon_low: float = Field(3e-4, gt=0, lt=1)
-    """ε_low: a ratio below 1 - ε_low gets no gradient when its advantage is negative. 3e-4 is the paper's."""
-    epsilon_high: float = Field(4e-4, gt=0)
-    """ε_high: a ratio above 1 + ε_high gets no gradient when its advantage is positive. 4e-4 is the paper's."""

@@ -1,0 +1,105 @@
+"""DaGRPO: which completions of a group are distinct, and demonstrations as anchors.
+
+Shapes: `B` completions, rows of a group contiguous; `T` tokens of the padded completion.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from seqtune.objectives.policy import AGGREGATIONS, policy_loss
+from seqtune.objectives.reduce import at_least_fp32, divided, masked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+def edit_distances(completion_ids: Tensor, mask: Tensor, group_size: int) -> Tensor:
+    """Levenshtein distance between the completions of a group over the longer one's length, `[P, G, G]` in [0, 1]."""
+    rows = [row[keep].tolist() for row, keep in zip(completion_ids.cpu(), mask.bool().cpu(), strict=True)]
+    found = torch.zeros(len(rows) // group_size, group_size, group_size)
+    for p in range(len(found)):
+        group = rows[p * group_size : (p + 1) * group_size]
+        for i in range(group_size):
+            for j in range(i):
+                found[p, i, j] = found[p, j, i] = _levenshtein(group[i], group[j]) / max(
+                    len(group[i]), len(group[j]), 1
+                )
+    return found
+
+
+def _levenshtein(one: Sequence[int], other: Sequence[int]) -> float:
+    """Row by row; the insertions of a row are a running minimum of cost less place."""
+    target, place = torch.tensor(list(other)), torch.arange(len(other) + 1, dtype=torch.float32)
+    row = place.clone()
+    for number, token in enumerate(one, start=1):
+        step = torch.minimum(row[1:] + 1, row[:-1] + (target != token))
+        row = torch.cat([torch.tensor([float(number)]), step]).sub(place).cummin(0).values.add(place)
+    return float(row[-1])
+
+
+def distinct(rewards: Tensor, distances: Tensor, *, success: float, tau: float) -> Tensor:
+    """Completions far enough from every one of the group with the other outcome, `[B]` bool; DaGRPO's mask.
+
+        keep_i = [min over j with the other outcome of distance_{i,j} >= τ]     outcome: r > success
+
+    Args:
+        rewards: `[B]`; NaN has no outcome, is kept and is no one's opposite.
+        distances: `[P, G, G]`.
+        success: A reward above it is a success.
+        tau: τ.
+    """
+    groups = rewards.reshape(len(distances), -1)
+    good, scored = groups > success, ~groups.isnan()
+    opposite = (good.unsqueeze(2) != good.unsqueeze(1)) & scored.unsqueeze(2) & scored.unsqueeze(1)
+    gap = torch.where(opposite, distances.to(groups.device), torch.inf).amin(2)
+    return (gap >= tau).flatten()
+
+
+def shaped_probability(logps: Tensor, gamma: float) -> Tensor:
+    """f(π) = π / (π + γ): LUFFY's weight of an expert's tokens, with most gradient where π is small but not lost."""
+    return torch.sigmoid(logps - torch.log(torch.as_tensor(gamma, dtype=logps.dtype, device=logps.device)))
+
+
+def anchored_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    ref_logps: Tensor | None = None,
+    *,
+    prefix_mask: Tensor,
+    gamma: float,
+    aggregation: str,
+    denominator: float | Tensor,
+    **more: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`policy_loss` on sampled tokens and -f(π) A on an expert's, the anchors of DaGRPO (https://arxiv.org/abs/2512.06337).
+
+    Args:
+        logps: And the tensors after it as `policy_loss`.
+        prefix_mask: 1 on the tokens of anchors, `[B, T]`.
+        gamma: γ of f.
+        aggregation: As `policy_loss`.
+        denominator: As `policy_loss`; counts both.
+        **more: Further arguments of `policy_loss`.
+    """
+    a = advantages.unsqueeze(-1) if advantages.dim() == 1 else advantages
+    expert = mask.bool() & prefix_mask.bool() & ~a.isnan()
+    given = masked(at_least_fp32(logps), expert)
+    shaped = -shaped_probability(given, gamma) * masked(a.to(given.dtype), expert)
+    loss, metrics = policy_loss(
+        logps,
+        old_logps,
+        advantages,
+        mask.bool() & ~expert,
+        ref_logps,
+        aggregation=aggregation,
+        denominator=denominator,
+        **more,
+    )
+    return loss + divided(AGGREGATIONS[aggregation](shaped, expert), denominator), metrics
