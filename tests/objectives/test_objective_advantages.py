@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from seqtune.objectives.advantages import centered, group
+from seqtune.objectives.advantages import batch_std, centered, group, leave_one_out
 from seqtune.objectives.specs.grpo import Grpo
 from seqtune.objectives.specs.policy import Policy
 
@@ -54,7 +54,7 @@ def test_an_unscored_completion_is_left_out_of_the_statistics(estimator) -> None
     assert_close(estimator(expected(1, NAN, 0, 0.25), 4), expected(whole[0], 0, whole[1], whole[2]))
 
 
-@pytest.mark.parametrize("estimator", [group, centered])
+@pytest.mark.parametrize("estimator", [group, centered, batch_std, leave_one_out])
 def test_a_group_of_one_incomplete_groups_and_infinity_are_refused(estimator) -> None:
     with pytest.raises(ValueError, match="at least 2"):
         estimator(REWARDS, 1)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from seqtune.objectives.advantages import group
-from seqtune.objectives.credit import only_uncertain, spread, tree
+from seqtune.objectives.credit import entropy_floor, only_uncertain, spread, tree
 from seqtune.objectives.dagrpo import distinct, edit_distances, shaped_probability
 from seqtune.objectives.foresight import foresight
+from seqtune.objectives.policy import pessimistic_clip, segment_log_ratio
 from seqtune.objectives.prefix_rft import uncertain_prefix
 from seqtune.objectives.rank_grpo import discounted_ranks, list_shape, rank_advantages
 from seqtune.objectives.searcher import fewest_calls
@@ -26,6 +27,7 @@ from seqtune.objectives.specs.searcher import Searcher
 from seqtune.objectives.specs.tempo import Tempo
 from seqtune.objectives.specs.ts_grpo import TsGrpo
 
+NAN = float("nan")
 A = group(REWARDS, 4)
 HALF = 0.865875
 """(1 - .5) / (std of [1, 0, 1, 0] + 1e-4) = .5 / (.577350 + .0001)."""
@@ -113,6 +115,33 @@ def test_rewards_that_are_equal_give_no_credit() -> None:
     assert not Tempo(group_size=4).build_advantage()(of(1, 1, 1, 1), completion_ids=ids, mask=mask).any()
 
 
+def test_what_a_tool_wrote_is_part_of_the_state() -> None:
+    """[1, tool 8 8, 3, 4] and [1, tool 8 8, 3, 5] part at the last token; what follows another result is new. Without
+    the results [1, 3, 4] stands twice: .65 after .1."""
+    ids = torch.tensor([[1, 8, 8, 3, 4], [1, 8, 8, 3, 5], [1, 8, 9, 3, 4]])
+    mask = torch.tensor([[1, 0, 0, 1, 1]]).expand(3, 5)
+    a = of(1.0, -1.0, 0.3)
+    found = tree(a, ids, mask, 3)
+    near(found - torch.where(mask.bool(), a.unsqueeze(1), 0), [[0, 0, 0, 0, 1], [0, 0, 0, 0, -1], [0, 0, 0, 0, 0]])
+    near(tree(a, ids[:, [0, 3, 4]], torch.ones(3, 3), 3)[0, 2] - a[0], 0.65 - 0.1)
+
+
+def test_a_completion_without_a_score_is_no_part_of_the_tree() -> None:
+    ids, mask = completions([1, 2], [1, 3], [1, 2], [4, 2])
+    found = Tempo(group_size=4).build_advantage()(of(1, 0, NAN, NAN), completion_ids=ids, mask=mask)
+    near(found[:2], Tempo(group_size=2).build_advantage()(of(1, 0), completion_ids=ids[:2], mask=mask[:2]))
+    assert not found[2:].any()
+
+
+def test_gains_cancel_over_the_children_of_every_node_where_nothing_ends() -> None:
+    ids, mask = completions([5, 7, 8, 2], [5, 7, 9, 2], [5, 6, 2], [5, 7, 8, 4])
+    delta = tree(A, ids, mask, 4) - torch.where(mask, A.unsqueeze(1), 0)
+    near(delta[:, 1].sum(), 0.0)  # children of 5
+    near(delta[[0, 1, 3], 2].sum(), 0.0)  # of 5 7
+    near(delta[[0, 3], 3].sum(), 0.0)  # of 5 7 8
+    assert delta[0, 3].abs() > 0.1
+
+
 # Ranks
 
 
@@ -121,6 +150,14 @@ def test_items_of_a_list() -> None:
     assert lines(["a", "b\n", "c", "\n", "d"]) == [0, 0, 1, 1, 2]
     assert lines(["a\n\n", "b"]) == [0, 2]
     assert lines([]) == []
+
+
+def test_the_end_of_the_sequence_begins_no_item() -> None:
+    """K = 2 with a newline after the last item: a whole list, whose end has the ratio of that item."""
+    assert lines(["a", "\n", "b", "\n", ""]) == [0, 0, 1, 1, 1]
+    assert lines(["", "a\n", ""]) == [0, 0, 0]
+    items, ended = torch.tensor([lines(["a\n", "b\n", ""])]), torch.tensor([True])
+    near(list_shape(items, torch.ones(1, 3), ended, 2), [[0, 0, 0.1]])
 
 
 RELEVANCE = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]]).double()
@@ -153,6 +190,10 @@ def test_worked_rank_loss() -> None:
             d, torch.zeros(1, 8).double(), a, torch.ones(1, 8), segments=items, denominator=count
         )
         near(loss, wanted)
+    w = segment_log_ratio(d, torch.ones(1, 8), items).exp()[0, [0, 3, 5]]
+    near(w, [1.030455, 1.061837, 0.960789])
+    by_item = pessimistic_clip(w, a[0, [0, 3, 5]], epsilon_low=0.06, epsilon_high=0.08)
+    near(by_item, [-1.080314, -0.392202, -1.109040])
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=2, max_size=4))
@@ -188,6 +229,37 @@ def test_rank_advantages_skip_the_end_and_the_overflow() -> None:
     near(found, [[0.707007, -0.707007, 0.1], [-0.707007, 0.707007, 0.707007]])
     with pytest.raises(ValueError, match="2 ranks, not 20"):
         RankGrpo(group_size=2).build_advantage()(rewards, ended=torch.tensor([True, False]), **given_)
+
+
+def test_ranks_that_are_missing_count_as_nothing_earned() -> None:
+    """The second list has one item: at rank 2 it has 0 in the statistics and no token."""
+    items, earned = torch.tensor([[0, 1], [0, 0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]).double()
+    shared = {"mask": torch.ones(2, 2), "segments": items, "ended": torch.zeros(2)}
+    spec = RankGrpo(group_size=2, ranks=2, rank_reward="own")
+    near(spec.build_advantage()(of(2, 0), rank_rewards=earned, **shared), [[0.707007] * 2, [-0.707007] * 2])
+    unscored = spec.build_advantage()(of(2, NAN), rank_rewards=earned, **{**shared, "ended": torch.ones(2)})
+    assert not unscored[1].any(), "nor has a list without a score any shaping"
+
+
+@pytest.mark.parametrize("fields", [{"truncated": "drop"}, {"entropy_drop": 0.5}, {"kl_in": "reward"}])
+def test_rank_grpo_refuses_what_it_would_not_read(fields) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        RankGrpo(**fields)
+
+
+def test_items_weigh_the_same_however_long_they_are() -> None:
+    """Item 0 written in one token or in three of its mean: the same loss by rank, another one by token."""
+    short, long = torch.tensor([[0, 1]]), torch.tensor([[0, 0, 0, 1]])
+    values, a = of(0.05, -0.02).unsqueeze(0), of(1.0, -0.5).unsqueeze(0)
+    found = {}
+    for how in ("rank", "token_mean"):
+        for name, items in (("short", short), ("long", long)):
+            d, mask = values.gather(1, items), torch.ones(items.shape)
+            loss = RankGrpo(ranks=2, aggregation=how, beta=0).build()
+            count = 1 if how == "rank" else items.numel()
+            found[how, name] = loss(d, 0 * d, a.gather(1, items), mask, segments=items, denominator=count)[0]
+    near(found["rank", "long"], found["rank", "short"])
+    assert abs(found["token_mean", "long"] - found["token_mean", "short"]) > 0.1
 
 
 def test_ranks_are_compared_across_the_group_and_sequences_are_not() -> None:
@@ -233,6 +305,17 @@ def test_worked_ts_grpo() -> None:
     near(a[:3, 0], [0.261062, 1.305310, -0.783186])
     near(a[:, 1:][SPANS[:, 1:] == 1], A[torch.where(SPANS[:, 1:] == 1)[0]])
     near(gradient_of(spec, a, segments=SPANS)[0], -0.258486)
+    plans = TsGrpo(group_size=4, plan_advantage="own", answer_weight=0.0)
+    answers = TsGrpo(group_size=4, plan_advantage="own", plan_weight=0.0)
+    for rows, wanted in (
+        (plans, [-0.268424, -1.566372, 0.809294, 0]),
+        (answers, [-1.458247, 0.658218, 0.133367, 0.658218]),
+    ):
+        for i, row in enumerate(wanted):
+            one = slice(i, i + 1)
+            near(rows.build()(LOGPS[one], OLD[one], a[one], MASK[one], segments=SPANS[one], denominator=1)[0], row)
+    s = torch.where(SPANS == 1, D, 0).nan_to_num().sum(1) / (SPANS == 1).sum(1)
+    near(s.exp(), [1.033895, 0.895834, 1.010050, 0.860708])
 
 
 def test_the_plan_may_take_the_advantage_of_the_answer() -> None:
@@ -241,6 +324,25 @@ def test_the_plan_may_take_the_advantage_of_the_answer() -> None:
     near(shared, torch.where(MASK, A.unsqueeze(1), 0))
     both = TsGrpo(group_size=4, plan_advantage="sum").build_advantage()(REWARDS, plan_rewards=PLAN_REWARDS, **inputs)
     near(both[:3, 0], group(PLAN_REWARDS, 4)[:3] + A[:3])
+
+
+@pytest.mark.parametrize("plan", ["answer", "own", "sum"])
+def test_what_leaves_an_answer_out_leaves_its_plan_out_too(plan: str) -> None:
+    """Truncated completions as a whole, and the least uncertain tokens of plans as of answers."""
+    items, mask = torch.tensor([[0, 1], [0, 1]]), torch.ones(2, 2)
+    shared = {"segments": items, "mask": mask, **({} if plan == "answer" else {"plan_rewards": of(0, 1)})}
+    cut = TsGrpo(group_size=2, plan_advantage=plan, truncated="drop").build_advantage()
+    found = cut(of(1, 0), ended=torch.tensor([True, False]), **shared)
+    assert found.isnan().tolist() == [[False, False], [True, True]]
+    sure = TsGrpo(group_size=2, plan_advantage=plan, entropy_drop=0.5).build_advantage()
+    assert not sure(of(1, 0), entropies=torch.tensor([[0.0, 1.0], [0.0, 1.0]]), **shared)[:, 0].any()
+
+
+def test_an_overlong_completion_does_not_lower_the_plans_own_reward() -> None:
+    items, mask = torch.tensor([[0, 1, 1, 1], [0, 1, -1, -1]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    spec = TsGrpo(group_size=2, plan_advantage="own", overlong=0.5).build_advantage()
+    found = spec(of(0, 0), plan_rewards=of(1, 0), segments=items, mask=mask, limit=4)
+    near(found, [[0.707007, -0.707007, -0.707007, -0.707007], [-0.707007, 0.707007, 0, 0]])
 
 
 def test_spans_are_separate() -> None:
@@ -292,6 +394,27 @@ def test_worked_prefix_rft_advantages() -> None:
     near(found[7], [0.625, 0.625])
 
 
+def test_a_demonstration_of_a_completion_that_is_left_out_is_left_out() -> None:
+    """Its dropped tokens are NaN, not 0: a token mean does not count them."""
+    found = PrefixRft(group_size=2, truncated="drop").build_advantage()(
+        of(1, 0),
+        entropies=torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
+        mask=torch.ones(2, 2),
+        prefix_mask=torch.tensor([[0, 0], [1, 0]]),
+        ended=torch.tensor([True, False]),
+    )
+    assert found.isnan().tolist() == [[False, False], [True, True]]
+
+
+def test_demonstration_tokens_have_ratio_one_in_half_precision_too() -> None:
+    logps = torch.tensor([[-1.2345, -2.3456]])
+    loss, metrics = PrefixRft().build()(
+        logps, logps.bfloat16(), of(1).float(), torch.ones(1, 2), prefix_mask=torch.ones(1, 2), denominator=2
+    )
+    assert metrics["policy/ratio_mean"] == 1
+    assert loss == -1
+
+
 def test_demonstration_tokens_have_ratio_one() -> None:
     """Their gradient is -A whatever π_old says; nothing clips them; without any the loss is the plain one."""
     prefix = torch.zeros_like(MASK)
@@ -311,6 +434,23 @@ def test_only_uncertain_tokens_keep_their_advantage() -> None:
     entropies = torch.where(MASK, torch.arange(20.0).reshape(4, 5), torch.nan)
     a = spec.build_advantage()(REWARDS, entropies=entropies, mask=MASK)
     assert int((a[MASK] != 0).sum()) == 7
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=12), st.sampled_from([0.1, 0.3, 0.5, 0.8]))
+def test_the_tokens_that_stay_are_those_from_the_quantile_on(values, drop) -> None:
+    entropies = of(*values).unsqueeze(0)
+    found = only_uncertain(of(1.0), entropies, torch.ones_like(entropies), drop)
+    assert (found != 0).tolist() == (entropies >= torch.quantile(entropies, drop)).tolist()
+
+
+def test_a_rollout_of_any_size_has_a_quantile() -> None:
+    """torch.quantile takes 2^24 numbers at most; 4 100 completions of 4 100 tokens have more."""
+    entropies = torch.arange(4100.0).expand(4100, 4100)
+    assert entropy_floor(entropies, entropies >= 0, 0.5) == 2050
+
+
+def test_without_a_token_there_is_no_quantile() -> None:
+    near(only_uncertain(of(1.0), torch.ones(1, 3), torch.zeros(1, 3), 0.5), [[0.0] * 3])
 
 
 # Distinct completions
@@ -363,6 +503,21 @@ def test_anchors_are_learnt_without_a_ratio() -> None:
     p = LOGPS[0].exp()
     near(gradient[0], -A[0] * 0.1 * p / (p + 0.1) ** 2 / 14)
     assert_close(gradient[1:], plain[1][1:])
+
+
+def test_an_anchor_is_no_empty_row_and_a_token_without_a_probability_teaches_nothing() -> None:
+    prefix = torch.zeros_like(MASK)
+    prefix[0] = True
+    assert gradient_of(DaGrpo(anchors=True), A, count=14, prefix_mask=prefix)[2]["policy/empty_rows"] == 0
+    logps = LOGPS.clone()
+    logps[0, 1] = -torch.inf
+    loss, gradient, _ = gradient_of(DaGrpo(anchors=True), A, count=14, prefix_mask=prefix, logps=logps)
+    assert loss.isfinite()
+    assert gradient[0, 1] == 0
+    loss, gradient, metrics = gradient_of(Searcher(beta=0.0), A, count=14, memory_mask=prefix, logps=logps)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert metrics["policy/memory_nll"].isfinite()
 
 
 # Two models, tools

@@ -118,6 +118,27 @@ def test_worked_kl_in_the_reward() -> None:
     near(found, [0.910833, -0.409167, -0.089167, -0.4125])
 
 
+@pytest.mark.parametrize("side", ["old_logps", "ref_logps"])
+@pytest.mark.parametrize("spec", [Rloo(group_size=2), ReinforcePP(group_size=2)], ids=["rloo", "reinforce_pp"])
+def test_a_token_whose_kl_is_not_finite_pays_none(spec: Policy, side: str) -> None:
+    """One -inf must make neither a reward infinite nor the whitened batch NaN, which would train nothing."""
+    logps = {"old_logps": torch.full((2, 2), -1.0), "ref_logps": torch.full((2, 2), -1.5)}
+    equal = {**logps, side: logps["old_logps" if side == "ref_logps" else "ref_logps"].clone()}
+    for name in logps:  # row 1, token 1 differs in one of the two, and by nothing in the other
+        equal[name] = torch.where(torch.tensor([[True, False], [False, False]]), -1.0, logps[name])
+    broken = {**logps, side: logps[side].clone()}
+    broken[side][0, 0] = -torch.inf
+    advantage = spec.build_advantage()
+    found = advantage(of(1, 0), mask=torch.ones(2, 2), **broken)
+    near(found, advantage(of(1, 0), mask=torch.ones(2, 2), **equal))
+
+
+def test_the_kl_in_the_reward_is_taken_in_single_precision() -> None:
+    """-1.0078125 and 256 are bfloat16 numbers; their difference is not."""
+    old, ref = torch.tensor([[256.0]]).bfloat16(), torch.tensor([[-1.0078125]]).bfloat16()
+    near(kl_shaped(of(0), torch.ones(1, 1), old, ref, beta=1.0, kl=k1), [-257.0078125])
+
+
 def test_columns_are_normalised_before_they_are_added() -> None:
     """Rewards 0/1 and 0/100 that disagree: added first, the large one decides; normalised first, they cancel."""
     rewards = torch.tensor([[1.0, 0.0], [0.0, 100.0], [1.0, 100.0], [0.0, 0.0]]).double()
@@ -129,6 +150,24 @@ def test_columns_are_normalised_before_they_are_added() -> None:
     near(weighed[0], weighed[2])
     with pytest.raises(ValueError, match="3 weights for 2"):
         columns(rewards, 4, weights=(1, 1, 1))
+
+
+def test_a_completion_without_any_score_is_no_part_of_the_batch_that_columns_are_normalised_in() -> None:
+    """Per column ±.707007 (two of each group): sums ±1.414014, 0, their std 1.264732 with the unscored row, 1.414014
+    and mean 0 without: ±.999929. A column that is missing counts as 0."""
+    rewards = torch.tensor([[1, 2], [0, 1], [NAN, NAN], [NAN, NAN]]).double()
+    found = columns(rewards, 4)
+    near(found, [1.414014 / (1.414014 * 2**0.5 + 1e-4), -1.414014 / (1.414014 * 2**0.5 + 1e-4), 0, 0])
+    near(found[:2], columns(rewards[:2], 2))
+    partly = columns(torch.tensor([[1, 2], [0, 1], [1, NAN], [0, NAN]]).double(), 4)
+    assert (partly.sign() == of(1, -1, 1, -1)).all()
+
+
+def test_equal_sums_of_columns_and_equal_returns_are_no_signal() -> None:
+    """0.1 + 0.2 and 0.3 differ by rounding only."""
+    opposed = torch.tensor([[0.3, 0.0], [0.0, 0.1 + 0.2], [0.3, 0.0], [0.0, 0.3]]).double()
+    assert not columns(opposed, 4).any()
+    assert not whitened(of(0.1 + 0.2, 0.3, 0.3).unsqueeze(1), torch.ones(3, 1)).any()
 
 
 def test_rewards_that_are_infinite_are_refused_everywhere() -> None:
@@ -159,6 +198,13 @@ def test_the_overlong_penalty_enters_the_reward_before_the_group_is_compared() -
     """Limit 5, the last .4 of it (2 tokens): lengths 5, 3, 4, 2 cost 1, 0, .5, 0: r = [0, 0, -.25, 0]."""
     found = Dapo(group_size=4, overlong=0.4, truncated="keep").build_advantage()(REWARDS, mask=MASK, limit=5)
     near(found, group(of(0, 0, -0.25, 0), 4))
+
+
+def test_the_length_of_a_completion_that_called_tools_counts_what_they_gave() -> None:
+    """Five tokens, two of them a tool's: as overlong as five of its own."""
+    spec, rewards = Dapo(group_size=2, overlong=0.4, truncated="keep"), of(1, 0)
+    called = torch.tensor([[1, 0, 0, 1, 1], [1, 1, 0, 0, 0]])
+    near(spec.build_advantage()(rewards, mask=called, limit=5), spec.build_advantage()(of(0, 0), mask=called, limit=10))
 
 
 def test_a_truncated_completion_leaves_the_loss_but_not_the_baseline() -> None:

@@ -297,6 +297,31 @@ def test_worked_minirl() -> None:
     near(metrics["policy/correction_mean"], float((OLD - SAMPLER)[MASK].exp().mean()))
 
 
+def test_worked_factors_of_minirl() -> None:
+    """Row 1: e^-.02, e^.01, e^-.05, 1, e^-.03 between the engines, e^.10, e^-.05, e^.30, 1, e^-.20 since."""
+    c = Correction("token", "truncate", 0.5, 5.0).weight(OLD - SAMPLER, MASK)
+    near(c[0], [0.980199, 1.010050, 0.951229, 1, 0.970446])
+    near(importance_ratio(D[0]), [1.105171, 0.951229, 1.349859, 1, 0.818731])
+
+
+@given(st.floats(-3, 3), st.floats(-2, 2))
+def test_the_gradient_of_minirl_is_bounded_where_the_advantage_is_positive(gap: float, staleness: float) -> None:
+    """By C (1 + ε_high) |A|, whatever the two gaps are."""
+    old, one = torch.zeros(1, 1).double(), torch.ones(1, 1)
+    spec, logps = MiniRl(correction_high=2.0), torch.full((1, 1), staleness).double().requires_grad_()
+    loss, _ = spec.build()(logps, old, torch.ones(1).double(), one, sampler_logps=old - gap, denominator=1)
+    assert torch.autograd.grad(loss, logps)[0].abs() <= 2 * 1.27 + 1e-9
+
+
+def test_the_gap_between_engines_is_taken_in_single_precision() -> None:
+    """-256 and -1.0078125 are bfloat16 numbers; their difference is not."""
+    old, mu = torch.tensor([[-1.0078125]]).bfloat16(), torch.tensor([[-256.0]]).bfloat16()
+    spec = Policy(rejection="sum", rejection_kl="k1", rejection_threshold=254.99)
+    loss, metrics = spec.build()(old, old, torch.ones(1), torch.ones(1, 1), sampler_logps=mu, denominator=1)
+    assert metrics["policy/left_out"] == 1
+    assert loss == 0
+
+
 def test_the_gate_of_minirl_does_not_look_at_the_sampler() -> None:
     a = centered(REWARDS, 4)
     stopped = [gradient_of(MiniRl(), a, sampler_logps=mu)[1] == 0 for mu in (SAMPLER, OLD, OLD - 1.0)]
@@ -466,6 +491,14 @@ def test_espo_against_the_oracle(length: int, alpha: float, random) -> None:
     tensors = [torch.tensor(x) for x in (d, np.zeros_like(d), a, mask)]
     loss, _ = spec.build()(*tensors, entropies=torch.tensor(h), denominator=3)
     assert float(loss) == pytest.approx(oracle.espo(d, h, a, mask, 0.2, alpha, 0.03, 0.04), abs=1e-9)
+
+
+@pytest.mark.parametrize(("share", "tokens", "wanted"), [(0.3, 50, 15), (0.15, 100, 15), (0.07, 100, 7), (0.2, 7, 2)])
+def test_the_uncertain_share_is_exact(share: float, tokens: int, wanted: int) -> None:
+    """ceil of the share, and .3 × 50 in single precision is a little more than 15."""
+    from seqtune.objectives.espo_entropy import most_uncertain
+
+    assert most_uncertain(torch.arange(float(tokens)).unsqueeze(0), torch.ones(1, tokens), share).sum() == wanted
 
 
 def test_entropy_bins_hold_equally_many_tokens() -> None:

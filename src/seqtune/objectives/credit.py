@@ -5,6 +5,7 @@ Shapes: `B` completions, rows of a group contiguous; `T` tokens of the padded co
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,8 @@ def tree(
 
         A_{i,t} = a_i + w (V(s_{i,t}) - V(s_{i,t-1}))     V(s): mean of a over the completions that begin with s
 
-    The difference is 0 but where completions of the group part. What a tool wrote between two tokens of the mask is part
-    of the state.
+    The difference is 0 but where completions of the group part. What a tool wrote between tokens of the mask is part of
+    the state.
 
     Args:
         advantages: a, `[B]`; NaN marks a completion without a score, which is left out of V and gets 0.
@@ -78,17 +79,13 @@ def spread(values: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
     return masked(values.gather(1, torch.where(inside, segments, torch.zeros_like(segments))), inside)
 
 
-def last_tokens(mask: Tensor) -> Tensor:
-    """The last token of the mask of each row, `[B, T]` bool."""
-    live = mask.bool()
-    place = torch.arange(live.shape[1], device=live.device)
-    return live & (place == (place * live).amax(1, keepdim=True))
-
-
 def entropy_floor(entropies: Tensor, mask: Tensor, drop: float) -> Tensor:
-    """The `drop` quantile of the entropies under the mask: a scalar, 0-dim; -inf if there are none."""
+    """Least of the entropies under the mask that is no less than their `drop` quantile, 0-dim; -inf without any."""
     chosen = at_least_fp32(entropies)[mask.bool()]
-    return torch.quantile(chosen, drop) if len(chosen) else chosen.new_tensor(-torch.inf)
+    if not len(chosen):
+        return chosen.new_tensor(-torch.inf)
+    below = math.ceil(drop * (len(chosen) - 1) - 1e-9)  # torch.quantile takes no more than 2^24 numbers
+    return chosen.kthvalue(below + 1).values
 
 
 def only_uncertain(advantages: Tensor, entropies: Tensor, mask: Tensor, drop: float) -> Tensor:

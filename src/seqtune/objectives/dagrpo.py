@@ -82,24 +82,26 @@ def anchored_loss(
 
     Args:
         logps: And the tensors after it as `policy_loss`.
-        prefix_mask: 1 on the tokens of anchors, `[B, T]`.
+        prefix_mask: 1 on the tokens of anchors, which are whole rows, `[B, T]`.
         gamma: γ of f.
         aggregation: As `policy_loss`.
         denominator: As `policy_loss`; counts both.
         **more: Further arguments of `policy_loss`.
     """
     a = advantages.unsqueeze(-1) if advantages.dim() == 1 else advantages
-    expert = mask.bool() & prefix_mask.bool() & ~a.isnan()
+    expert = mask.bool() & prefix_mask.bool() & ~a.isnan() & logps.isfinite()
     given = masked(at_least_fp32(logps), expert)
     shaped = -shaped_probability(given, gamma) * masked(a.to(given.dtype), expert)
     loss, metrics = policy_loss(
         logps,
         old_logps,
         advantages,
-        mask.bool() & ~expert,
+        mask.bool() & ~prefix_mask.bool(),
         ref_logps,
         aggregation=aggregation,
         denominator=denominator,
         **more,
     )
-    return loss + divided(AGGREGATIONS[aggregation](shaped, expert), denominator), metrics
+    empty = metrics["policy/empty_rows"] - expert.any(-1).to(loss.dtype).mean().detach()  # an anchor is a whole row
+    total = loss + divided(AGGREGATIONS[aggregation](shaped, expert), denominator)
+    return total, {**metrics, "policy/empty_rows": empty}

@@ -435,7 +435,7 @@ def policy_loss(
     w = importance_ratio(through_tokens(log_w, d) if token_gradient else log_w)
     loss = clip.loss(w, a, masked(logps, live)).expand_as(d)
     mu = old_logps if sampler_logps is None else sampler_logps
-    gap = masked((old_logps - mu).to(d.dtype), live)  # log π_old - log μ, [B, T]
+    gap = masked(old_logps.to(d.dtype) - mu.to(d.dtype), live)  # log π_old - log μ, [B, T]
     weight = torch.ones_like(d)
     if correction is not None:
         weight = weight * correction.weight(gap, live)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from seqtune.objectives.policy import policy_loss
-from seqtune.objectives.reduce import masked
+from seqtune.objectives.reduce import at_least_fp32, masked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def uncertain_prefix(advantages: Tensor, entropies: Tensor, mask: Tensor, prefix
     """Advantages `[B, T]` with 0 on all but the most uncertain `keep` share of demonstration tokens.
 
     Prefix-RFT (https://arxiv.org/abs/2507.01679); over the whole batch, not the micro-batch, so that the split changes
-    nothing. Tokens tied at the threshold all stay.
+    nothing. Tokens tied at the threshold all stay. NaN, which leaves out of the loss, stays NaN.
     """
     a = advantages.unsqueeze(1) if advantages.dim() == 1 else advantages
     prefix = mask.bool() & prefix_mask.bool()
@@ -57,7 +57,7 @@ def uncertain_prefix(advantages: Tensor, entropies: Tensor, mask: Tensor, prefix
         dropped = prefix & (entropies < floor)
     else:
         dropped = prefix
-    return masked(a.expand(prefix.shape), mask.bool() & ~dropped)
+    return masked(a.expand(prefix.shape), mask.bool() & (~dropped | a.isnan()))
 
 
 def prefix_loss(
@@ -80,5 +80,6 @@ def prefix_loss(
         prefix_mask: 1 on demonstration tokens, `[B, T]`.
         **more: Further arguments of `policy_loss`.
     """
-    old = torch.where(prefix_mask.bool(), logps.detach().to(old_logps.dtype), old_logps)
+    own = at_least_fp32(logps).detach()
+    old = torch.where(prefix_mask.bool(), own, old_logps.to(own.dtype))
     return policy_loss(logps, old, advantages, mask, ref_logps, **more)

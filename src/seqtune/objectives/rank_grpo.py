@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from seqtune.objectives.advantages import by_column
-from seqtune.objectives.credit import last_tokens, spread
+from seqtune.objectives.credit import spread
 from seqtune.objectives.policy import policy_loss, segment_mean
-from seqtune.objectives.reduce import at_least_fp32
+from seqtune.objectives.reduce import at_least_fp32, last_tokens, masked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,10 +60,12 @@ def rank_advantages(
         raise ValueError(f"rewards of {rank_rewards.shape[1]} ranks, not {ranks}")
     r = at_least_fp32(rank_rewards)
     r = discounted_ranks(r) if discounted else r
-    r = torch.where(rewards.isnan().unsqueeze(1), torch.nan, r)
+    unscored = rewards.isnan().unsqueeze(1)
+    r = torch.where(unscored, torch.nan, r)
     end = last_tokens(mask) & ended.bool().unsqueeze(1)
     a = spread(by_column(r, group_size), segments, mask.bool() & ~end)
-    return a + list_shape(segments, mask, ended, ranks, overflow=overflow, ending=ending).to(a)
+    shape = list_shape(segments, mask, ended, ranks, overflow=overflow, ending=ending).to(a)
+    return a + masked(shape, ~unscored)
 
 
 def list_shape(
@@ -83,8 +85,7 @@ def list_shape(
         ending: Added or taken off at the end.
     """
     live = mask.bool()
-    place = torch.arange(live.shape[1], device=live.device)
-    last = live & (place == (place * live).amax(1, keepdim=True)) & ended.bool().unsqueeze(1)
+    last = last_tokens(live) & ended.bool().unsqueeze(1)
     beyond = live & (segments >= count)
     body = live & ~last
     items = torch.where(body, segments, -1).amax(1, keepdim=True) + 1  # items begun before the end

@@ -32,7 +32,7 @@ def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def extent(mask: Tensor) -> Tensor:
-    """Places of each row up to its last masked one, `[B]`: the length of a completion with what tools wrote inside it."""
+    """Places of each row up to its last masked one, `[B]`: a completion's length with what tools wrote inside it."""
     return (torch.arange(1, mask.shape[-1] + 1, device=mask.device) * mask.bool()).amax(-1)
 
 

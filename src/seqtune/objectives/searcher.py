@@ -75,8 +75,9 @@ def memorising_loss(
         denominator=denominator,
         **more,
     )
-    nll = masked(-at_least_fp32(logps), memory)
-    total = loss + mu * divided(AGGREGATIONS[aggregation](nll, memory), denominator)
+    known = memory & logps.isfinite()
+    nll = masked(-at_least_fp32(logps), known)
+    total = loss + mu * divided(AGGREGATIONS[aggregation](nll, known), denominator)
     # Rows of nothing but memory are no completions of the rollout, whose means the metrics are.
     alone = (memory.any(-1) & ~(mask.bool() & ~memory).any(-1)).sum()
     rows = (len(memory) - alone).clamp(min=1)

@@ -15,12 +15,16 @@ OUTSIDE = -1
 def lines(pieces: Sequence[str]) -> list[int]:
     """Number of newlines before each token: a newline belongs to the line it closes.
 
+    A token without text, such as that which ends the sequence, belongs to the line of the token before it: after a last
+    newline it begins no line of its own.
+
     Args:
         pieces: Text of each token, in order.
     """
-    found, number = [], 0
+    found: list[int] = []
+    number = 0
     for piece in pieces:
-        found.append(number)
+        found.append(number if piece or not found else found[-1])
         number += piece.count("\n")
     return found
 

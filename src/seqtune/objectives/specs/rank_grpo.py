@@ -47,6 +47,12 @@ class RankGrpo(Policy):
     """Credit is by rank."""
     overlong: float = Field(0.0, ge=0, le=0)
     """Lists have their own shaping."""
+    truncated: Literal["keep"] = "keep"
+    """A list that was cut off is compared rank by rank as far as it goes."""
+    entropy_drop: float = Field(0.0, ge=0, le=0)
+    """Every token of an item has the item's advantage."""
+    kl_in: Literal["loss"] = "loss"
+    """Rewards are of ranks, so that no completion's KL can be taken off them."""
 
     @property
     def advantage_inputs(self) -> frozenset[str]:

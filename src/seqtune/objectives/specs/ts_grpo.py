@@ -85,10 +85,8 @@ class TsGrpo(Policy):
     def build_advantage(self) -> Callable[..., Any]:
         import torch
 
-        from seqtune.objectives.advantages import ADVANTAGES
-        from seqtune.objectives.credit import spread
-
-        whole, estimate = super().build_advantage(), ADVANTAGES[self.advantage]
+        whole = super().build_advantage()
+        of_plans = Policy.build_advantage(self.model_copy(update={"overlong": 0.0}))  # a penalty is of the whole
 
         def by_span(
             rewards: Tensor, *, segments: Tensor, mask: Tensor, plan_rewards: Tensor | None = None, **inputs: Tensor
@@ -98,9 +96,10 @@ class TsGrpo(Policy):
             if plan_rewards is None:
                 plan = answer
             else:
-                own = estimate(plan_rewards, self.group_size).unsqueeze(1)
-                plan = (own + answer if self.plan_advantage == "sum" else own.expand_as(answer)).to(answer)
-            inside = spread(torch.ones(len(mask), 2), segments, mask).bool()
+                own: Tensor = of_plans(plan_rewards, mask=mask, **inputs)
+                own = (own if own.dim() == 2 else own.unsqueeze(1)).expand(mask.shape).to(answer)
+                plan = own + answer if self.plan_advantage == "sum" else own
+            inside = mask.bool() & ((segments == 0) | (segments == 1))
             return torch.where(inside, torch.where(segments == 0, plan, answer), answer * 0)
 
         return by_span
