@@ -175,6 +175,15 @@ HOSTILE = {
     "a socket": ("import socket\nsocket.socket()", "network"),
     "a socket, caught": ("import socket\ntry: socket.socket()\nexcept BaseException: pass", "network"),
     "a web page": ("import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')", "network"),
+    "files of no folder": ("import os\nos.memfd_create('x')", "error"),
+    "datagrams": ("import socket\nsocket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)", "error"),
+    "a look at processes": (
+        "import os\ntry: print(found := os.listdir('/proc'))\nexcept OSError: found = []\n"
+        "assert not any(map(str.isdigit, found))",
+        "passed",
+    ),
+    "folders in folders": ("import os\nfor _ in range(1200):\n    os.mkdir('a')\n    os.chdir('a')", "passed"),
+    "a folder nobody may read": ("import os\nos.mkdir('a', 0o300)\nopen('a/b', 'w').write('1')", "passed"),
 }
 
 
@@ -249,6 +258,10 @@ def test_attempts_past_python_fail_too(box, victim, program: str) -> None:
         "assert os.getuid() != 0",
         "assert ctypes.CDLL(None).unshare(0x10000000) == -1",
         "assert ctypes.CDLL(None).socket(1, 1, 0) == -1",
+        "assert ctypes.CDLL(None).shmget(0, 4096, 0o1600) == ctypes.CDLL(None).msgget(0, 0o1600) == -1",
+        "assert ctypes.CDLL(None).prlimit(os.getppid(), 7, None, ctypes.create_string_buffer(16)) == -1",
+        "import resource\nassert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)",
+        "import socket\na, b = socket.socketpair()\na.send(b'x')\nassert b.recv(1) == b'x'",
         "assert os.environ['HOME'] == os.environ['TMPDIR'] == os.getcwd()",
         "for end in range(4, 100):\n    try: os.fstat(end)\n    except OSError: continue\n    assert False, end",
         "assert not set(os.environ) & {{'SECRET', 'USER', 'SSH_AUTH_SOCK'}}",
@@ -261,10 +274,85 @@ def test_a_program_has_little(box, victim, program: str, monkeypatch) -> None:
     assert verdict(box, f"import ctypes, os\n{program}").name == "passed"
 
 
-def test_a_forged_report_is_not_believed(box) -> None:
-    report = json.dumps({"nonce": "", "passed": 1, "done": True})
-    forged = f"import os\nos.write(3, {report!r}.encode() + b'\\n')\nos._exit(0)"
-    assert verdict(box, forged, "assert False").name == "exited"
+WALK = """
+import {modules}
+frame = {frame}
+while frame and 'passes' not in frame.f_locals:
+    frame = frame.f_back
+if frame:
+    [os.write(3, line) for line in (*frame.f_locals['passes'], frame.f_locals['done'])]
+os._exit(0)
+"""
+FORGED = {
+    "a report": ("import os\nos.write(3, b'passed\\ndone\\n')\nos._exit(0)", "exited"),
+    "a report too deep to read": ("import os\nos.write(3, b'[' * 60000)\nos._exit(0)", "exited"),
+    "no report": ("import os\nos.close(3)", "exited"),
+    "exec": ("import builtins\nbuiltins.exec = lambda *given: None", "failed"),
+    "compile": ("import builtins\nold = compile\nbuiltins.compile = lambda *given: old('', '', 'exec')", "failed"),
+    "json": ("import json\njson.dumps = lambda found: ''", "failed"),
+    "os": ("import os\nos.write = os._exit = os.getpid = lambda *given: 0", "failed"),
+    "AssertionError": ("import builtins\nclass E(Exception): pass\nbuiltins.AssertionError = E", "error"),
+    "frames": (WALK.format(modules="os, sys", frame="sys._getframe()"), "tampered"),
+    "inspect": (WALK.format(modules="os, inspect", frame="inspect.currentframe()"), "tampered"),
+    "all frames": (WALK.format(modules="os, sys", frame="[*sys._current_frames().values()][0]"), "tampered"),
+    "a traceback": (
+        "import os\ntry: 1 / 0\nexcept Exception as error: trace = error.__traceback__\n"
+        + WALK.format(modules="os", frame="trace.tb_frame"),
+        "tampered",
+    ),
+    "a generator": ("def f():\n    frame = g.gi_frame.f_back\n    yield\ng = f()\nnext(g)", "tampered"),
+    "the collector": ("import gc\ngc.get_objects()", "tampered"),
+    "a tracer": ("import sys\nsys.settrace(lambda *given: None)", "tampered"),
+    "in a function": ("import sys\ndef f(): return sys._getframe(1).f_code.co_consts", "tampered"),
+    "raising": ("class E(Exception):\n    def __str__(self): raise OSError(1, 'x')\nraise E", "error"),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_program_that_fails_its_tests_cannot_say_otherwise(box, forged: str) -> None:
+    program, wanted = FORGED[forged]
+    found = verdict(box, program, "f() if 'f' in globals() else None\nassert False")
+    assert (found.name, found.passed) == (wanted, 0)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from collections import namedtuple\nassert namedtuple('P', 'x')(1).x == 1",
+        "import logging\nlogging.warning('x')",
+        "import traceback\ntry: 1 / 0\nexcept ZeroDivisionError: traceback.print_exc()",
+        "import dataclasses, enum, typing\nenum.Enum('E', 'A B')\ntyping.NamedTuple('N', [('a', int)])",
+        "import contextlib\n@contextlib.contextmanager\ndef f(): yield 1\nwith f() as x: assert x == 1",
+        "import warnings\nwarnings.warn('x')",
+    ],
+)
+def test_libraries_that_look_at_frames_are_no_tampering(box, program: str) -> None:
+    assert verdict(box, program).name == "passed"
+
+
+def test_a_token_seen_for_one_test_is_none_for_the_next(box) -> None:
+    """The program listens in on its own report: what says that the first test passed says nothing about the second."""
+    program = """
+    import os
+    reader, writer = os.pipe()
+    real = os.dup(3)
+    os.dup2(writer, 3)
+    def f():
+        line = os.read(reader, 100)
+        os.write(real, line + line)
+        os._exit(0)
+    """
+    found = verdict(box, program, ["assert True", "f()", "assert False"])
+    assert (found.name, found.passed) == ("exited", 1)
+
+
+def test_a_program_cannot_stop_the_run_it_is_scored_for(box) -> None:
+    """An OSError of ours would mean that a protection is gone, and end the training."""
+    raising = "class E(Exception):\n    def __str__(self): raise OSError(1, 'x')\nraise E"
+    assert score(box, ["p"] * 2, [raising, "import os\nos.write(3, b'[' * 60000 + b'\\n')"], {"tests": ["0"] * 2}) == [
+        0,
+        1,
+    ]
 
 
 def test_the_jailer_ends_with_its_owner_and_leaves_nothing(tmp_path, monkeypatch) -> None:
@@ -315,9 +403,17 @@ def layered(without: dict, victim: Path, *, prefix: tuple[str, ...] = ()) -> dic
         for name, (program, _) in HOSTILE.items()
     }
     command = [*prefix, sys.executable, "-P", "-c", LAYERS, json.dumps(without), json.dumps(attacks)]
+    scratch = victim.parent.parent / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o777)
     # Its input stays open: a jailer whose input ends stops working.
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch)},
     )
     try:
         process.wait(120)
@@ -328,6 +424,7 @@ def layered(without: dict, victim: Path, *, prefix: tuple[str, ...] = ()) -> dic
         process.kill()
         process.communicate()
     assert process.returncode == 0, errors
+    assert [name for name in os.listdir(scratch) if name.startswith("seqtune")] == []
     found: dict[str, str] = json.loads(output)
     return found
 

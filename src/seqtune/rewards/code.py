@@ -21,7 +21,8 @@ class Verdict:
     Args:
         name: `passed`, `failed` (an assertion), `error` (another exception), `exited` (the program ended before its
             tests had), `crashed` (by a signal), `timeout`, `memory`, `processes`, `output`, `disk` (wrote too much),
-            `files` (outside its folder), `network`, or `lost` (the sandbox gave no answer).
+            `files` (outside its folder), `network`, `tampered` (it looked at what runs its tests), or `lost` (the
+            sandbox gave no answer).
         passed: Tests that passed.
         total: Tests there were.
         message: What the program said about it, at most 300 characters.

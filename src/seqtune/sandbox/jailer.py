@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import json
 import math
 import os
@@ -23,10 +24,10 @@ import platform
 import random
 import resource
 import select
-import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -97,9 +98,10 @@ class Protections:
 
     def refused_calls(self) -> tuple[str, ...]:
         """System calls the filter has to refuse because nothing else covers them."""
-        attributes = () if self.namespaces or self.other_user else jail.ATTRIBUTES
-        signals = () if self.namespaces or self.other_user or self.landlock >= 6 else jail.SIGNALS
-        return (*jail.INTRUSIVE, *attributes, *signals)
+        found = (*jail.INTRUSIVE, *jail.UNCOUNTED)
+        if not self.namespaces and not self.other_user:
+            found += (*jail.ATTRIBUTES, *jail.SCHEDULING, *(jail.SIGNALS if self.landlock < 6 else ()))
+        return found
 
     def active(self) -> list[str]:
         """One word each, for reports."""
@@ -275,23 +277,53 @@ def run(job: dict[str, Any], protections: Protections, limits: Limits) -> dict[s
     work = tempfile.mkdtemp(prefix="seqtune-code-")
     os.chown(work, uid, gid)
     pipes = {name: os.pipe() for name in ("report", "status", "output")}
-    nonce = os.urandom(16).hex()
+    secrets = Secrets.fresh(len(job["tests"]))
     try:
         keeper = os.fork()
         if keeper == 0:
             try:
-                _keep(
-                    job, protections, limits, work, (uid, gid), {name: ends[1] for name, ends in pipes.items()}, nonce
-                )
+                ends = {name: ends[1] for name, ends in pipes.items()}
+                _keep(job, protections, limits, work, (uid, gid), ends, secrets)
             finally:
                 os._exit(70)
         for _, end in pipes.values():
             os.close(end)
         seen = _watch(keeper, {name: ends[0] for name, ends in pipes.items()}, job["timeout"], limits)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
     shown = seen.output[: job.get("shown", 0)].decode(errors="replace")
-    return {**judge(seen, nonce, len(job["tests"])), "output": shown}
+    return {**judge(seen, secrets), "output": shown}
+
+
+def _remove(work: str) -> None:
+    """Remove a job's folder; what lay in memory is gone already."""
+    try:
+        os.rmdir(work)
+    except OSError:
+        # Folders may lie deeper than Python recurses, and forbid even their owner to look into them.
+        for command in (["chmod", "-R", "u+rwx", work], ["rm", "-rf", work]):
+            subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Words that only the jailer and the runner of a job know, all of one length.
+
+    Args:
+        tests: One for each test; written, they say that it passed.
+        done: Says that all tests have run.
+        note: Begins what is told about failures and attempts.
+    """
+
+    tests: tuple[bytes, ...]
+    done: bytes
+    note: bytes
+
+    @classmethod
+    def fresh(cls, tests: int) -> Secrets:
+        """New ones for so many tests."""
+        words = [os.urandom(16).hex().encode() for _ in range(tests + 2)]
+        return cls(tuple(words[2:]), words[0], words[1])
 
 
 def _mapped(uid: int) -> bool:
@@ -417,24 +449,18 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def judge(seen: Seen, nonce: str, total: int) -> dict[str, Any]:
-    """The verdict on what was seen. Only lines of the report that carry the nonce count.
+def judge(seen: Seen, secrets: Secrets) -> dict[str, Any]:
+    """The verdict on what was seen. Only lines of the report that hold a secret count.
 
     `passed`, `failed` (an assertion), `error` (another exception), `exited` (it ended before its tests had), `crashed`
-    (by a signal), `timeout`, `memory`, `processes`, `output`, `disk`, `files` and `network` (it tried what it may not).
+    (by a signal), `timeout`, `memory`, `processes`, `output`, `disk`, `files` and `network` (it tried what it may not),
+    `tampered` (it looked at, or into, what runs its tests).
     """
-    lines = []
-    for line in seen.report.split(b"\n"):
-        try:
-            found = json.loads(line)
-        except ValueError:  # cut off, or not written by us
-            continue
-        if isinstance(found, dict) and found.get("nonce") == nonce:
-            lines.append(found)
-    passed = sum(line.get("passed", 0) for line in lines)
-    tried = [line["tried"] for line in lines if "tried" in line]
-    faults = [line for line in lines if "fault" in line]
-    done = any("done" in line for line in lines)
+    lines = seen.report.split(b"\n")
+    total, passed = len(secrets.tests), len(set(secrets.tests) & set(lines))
+    notes = [json.loads(line[len(secrets.note) :]) for line in lines if line.startswith(secrets.note)]
+    tried = [note["tried"] for note in notes if "tried" in note]
+    faults = [note["fault"] for note in notes if "fault" in note]
     verdict, message = "exited", "the program ended before its tests had"
     if seen.killed:
         verdict, message = seen.killed, ""
@@ -448,9 +474,11 @@ def judge(seen: Seen, nonce: str, total: int) -> dict[str, Any]:
     elif tried:
         verdict, message = tried[0]  # the first; what came of it does not matter
     elif faults:
-        verdict, message = faults[0]["fault"]
-    elif done and passed == total:
+        verdict, message = faults[0]
+    elif secrets.done in lines and passed == total:
         verdict, message = "passed", ""
+    if verdict == "tampered":
+        passed = 0
     return {"verdict": verdict, "passed": passed, "total": total, "message": message}
 
 
@@ -464,7 +492,7 @@ def _keep(
     work: str,
     user: tuple[int, int],
     ends: dict[str, int],
-    nonce: str,
+    secrets: Secrets,
 ) -> None:
     """The keeper, and below it init and the program; returns in none of them."""
     jailer = os.getppid()
@@ -484,13 +512,16 @@ def _keep(
         jail.adopt_orphans()
     program = os.fork()
     if program == 0:
+        leave = os._exit
         try:
             _confine(job, protections, limits, work, user, ends)
-            _execute(job, work, nonce)
         except OSError as error:  # a protection that worked at the start does not now: the job must not run without it
-            _tell(nonce, fault=("unprotected", str(error)))
+            os.write(REPORT_TO, secrets.note + json.dumps({"fault": ("unprotected", str(error))}).encode() + b"\n")
+            leave(71)
+        try:
+            _execute(job, work, secrets)
         finally:
-            os._exit(71)
+            leave(71)
     while (ended := os.wait())[0] != program:
         continue
     os.write(ends["status"], str(ended[1]).encode())
@@ -559,41 +590,49 @@ REPORT_TO = 3
 """The program's end of the report."""
 
 
-def _tell(nonce: str, **found: Any) -> None:
-    os.write(REPORT_TO, json.dumps({"nonce": nonce, **found}).encode() + b"\n")
+def _execute(job: dict[str, Any], work: str, secrets: Secrets) -> None:
+    """Run a program and its tests, report, and end the process.
 
+    Whatever the program replaces in Python's modules, it replaces after we have fetched what decides here.
+    """
+    compiled, execute, write, getpid, leave, encoded = compile, exec, os.write, os.getpid, os._exit, json.dumps
+    passes, done, note = [word + b"\n" for word in (b"", *secrets.tests)], secrets.done + b"\n", secrets.note
+    unspeakable = note + encoded({"fault": ("error", "an exception that cannot be shown")}).encode() + b"\n"
+    me = getpid()
 
-def _execute(job: dict[str, Any], work: str, nonce: str) -> None:
-    """Run a program and its tests, report, and end the process."""
-    me = os.getpid()
+    def say(line: bytes) -> None:
+        if getpid() == me:  # not from a process the program forked
+            write(REPORT_TO, line)
 
     def tell(**found: Any) -> None:
-        if os.getpid() == me:  # not from a process the program forked
-            _tell(nonce, **found)
+        say(note + encoded(found).encode() + b"\n")
 
     module = ModuleType("__main__")
+    space = module.__dict__
     sys.modules["__main__"] = module
     sys.argv = ["program"]
     random.seed(0)
     if job["watched"]:
-        sys.addaudithook(lambda event, arguments: _attempt(event, arguments, work, tell))
+        sys.addaudithook(_watcher(work, bool(job["tests"]), tell))
     texts = [("the program", job["program"]), *((f"test {n}", text) for n, text in enumerate(job["tests"], start=1))]
     for number, (title, text) in enumerate(texts):
         try:
-            exec(compile(text, f"<{title}>", "exec"), module.__dict__)
+            execute(compiled(text, f"<{title}>", "exec"), space)
         except BaseException as error:  # a program may raise anything, and SystemExit is no success
-            if os.getpid() == me:
+            try:
                 tell(fault=fault(error, title))
+            except BaseException:  # its text raises, or the program broke what we need to tell it
+                say(unspeakable)
             if number == 0:
                 break
             continue
         if number:
-            tell(passed=1)
-    tell(done=True)
+            say(passes[number])
+    say(done)
     try:
         sys.stdout.flush(), sys.stderr.flush()
     finally:
-        os._exit(0)
+        leave(0)
 
 
 def fault(error: BaseException, title: str) -> tuple[str, str]:
@@ -620,6 +659,43 @@ def fault(error: BaseException, title: str) -> tuple[str, str]:
 CHANGING = ("os.remove", "os.rmdir", "os.rename", "os.truncate", "os.chmod", "os.chown", "os.mkdir", "os.link",
             "os.symlink", "shutil.rmtree", "shutil.move")  # fmt: skip
 """Audit events whose first argument is a path to be changed (https://docs.python.org/3/library/audit_events.html)."""
+
+
+_FRAMES = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
+_INSPECTING = ("sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile",
+               "gc.get_objects", "gc.get_referrers", "gc.get_referents")  # fmt: skip
+"""Audit events of attributes and functions that lead to the frames which run the tests, and to what those hold."""
+
+
+def _watcher(work: str, tests: bool, tell: Any) -> Any:
+    """An audit hook that reports attempts; with `tests` also looks at what runs them."""
+    busy = False
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal busy
+        if busy:  # what we do raises events too
+            return
+        busy = True
+        try:
+            _attempt(event, arguments, work, tell)
+            if tests and (event in _INSPECTING or (event == "object.__getattr__" and arguments[1] in _FRAMES)):
+                _inspection(event, work, tell)
+        finally:
+            busy = False
+
+    return hook
+
+
+def _inspection(event: str, work: str, tell: Any) -> None:
+    """Report a look at frames if the program's own code takes it; logging, namedtuple and others do so for it."""
+    frame = sys._getframe(2)
+    while (
+        event == "sys._getframe" and frame.f_back and frame.f_code.co_filename in (inspect.__file__, traceback.__file__)
+    ):
+        frame = frame.f_back
+    file = frame.f_code.co_filename
+    if file.startswith((work, "<")) and not file.startswith(("<frozen", "<test ")):
+        tell(tried=("tampered", f"{event} in {file}"[:MESSAGE]))
 
 
 def _attempt(event: str, arguments: tuple[Any, ...], work: str, tell: Any) -> None:
