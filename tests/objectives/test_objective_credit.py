@@ -79,6 +79,18 @@ def test_the_root_counts_as_a_branch_or_not() -> None:
     ids, mask = completions([1, 2], [3, 2], [4, 2], [5, 2])
     near(tree(A, ids, mask, 4)[:, 0], 2 * A)
     near(tree(A, ids, mask, 4, root=False), torch.where(mask, A.unsqueeze(1), 0))
+    ids, mask = completions(*PATHS)
+    with_root, without = (tree(A, ids, mask, 4, root=root) for root in (True, False))
+    near(without[:, 0], A)
+    near(without[:, 1:], with_root[:, 1:])
+    by_spec = Tempo(group_size=4, tree_root=False).build_advantage()(REWARDS, completion_ids=ids, mask=mask)
+    near(by_spec, without)
+
+
+def test_a_beginning_of_another_completion_counts_only_as_far_as_it_goes() -> None:
+    """[1] and [1, 0, 2]: the padding of the first is no token 0. V(1) = .5, V(1 0) = 1."""
+    ids, mask = completions([1], [1, 0, 2])
+    near(tree(of(0.0, 1.0), ids, mask, 2) - torch.where(mask, of(0.0, 1.0).unsqueeze(1), 0), [[0, 0, 0], [0, 0.5, 0]])
 
 
 def test_duplicates_share_their_value_to_the_end() -> None:
@@ -443,6 +455,17 @@ def test_the_tokens_that_stay_are_those_from_the_quantile_on(values, drop) -> No
     assert (found != 0).tolist() == (entropies >= torch.quantile(entropies, drop)).tolist()
 
 
+def test_what_is_left_out_stays_left_out() -> None:
+    found = only_uncertain(of(NAN, 1.0), torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.ones(2, 2), 0.5)
+    assert found.isnan().tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0.0, 0), (0.1, 0), (0.2, 1), (0.5, 2), (1.0, 3)])
+def test_the_share_of_a_demonstration_is_rounded(keep: float, kept: int) -> None:
+    ones = torch.ones(1, 3)
+    assert int((uncertain_prefix(of(1.0), torch.tensor([[0.1, 0.3, 0.2]]), ones, ones, keep) != 0).sum()) == kept
+
+
 def test_a_rollout_of_any_size_has_a_quantile() -> None:
     """torch.quantile takes 2^24 numbers at most; 4 100 completions of 4 100 tokens have more."""
     entropies = torch.arange(4100.0).expand(4100, 4100)
@@ -467,6 +490,15 @@ def test_worked_dagrpo() -> None:
     assert distinct(rewards, distances, success=0.5, tau=0.0).all()
     assert not distinct(rewards, distances, success=0.5, tau=1.1).any()
     assert distinct(of(1, 1, 1, 1), distances, success=0.5, tau=1.1).all(), "no one differs in outcome"
+    assert distinct(rewards / 2, distances, success=0.5, tau=1.1).all(), "a reward of .5 is not above it"
+    some = distinct(of(1, NAN, 0, 0), distances, success=0.5, tau=0.42)
+    assert some.tolist() == [False, True, False, True], "without a score: kept, and no one's opposite"
+    assert distinct(of(1, 0), torch.tensor([[[0, 0.25], [0.25, 0]]]), success=0.5, tau=0.25).all(), "τ itself is enough"
+
+
+def test_values_of_segments_that_are_none_are_zero() -> None:
+    items = torch.tensor([[-1, 0, 1, 2, 0]])
+    near(spread(of(3, 5).unsqueeze(0), items, torch.tensor([[1, 1, 1, 1, 0]])), [[0.0, 3, 5, 0, 0]])
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6), min_size=2, max_size=2))
@@ -475,6 +507,17 @@ def test_edit_distance_against_the_table(pair) -> None:
     found = edit_distances(ids, mask, 2)[0, 0, 1]
     one, other = ([*row, 7] for row in pair)
     assert float(found) == pytest.approx(oracle.levenshtein(one, other) / max(len(one), len(other)), abs=1e-6)
+
+
+def test_the_edit_distance_is_of_what_the_mask_holds_over_the_longer_one() -> None:
+    """[1, 2] and [1, 2, 3, 4]: two insertions of four; two empty completions are the same."""
+    ids, mask = completions([1, 2], [1, 2, 3, 4])
+    near(edit_distances(ids, mask, 2), [[[0, 0.5], [0.5, 0]]])
+    near(edit_distances(ids, 0 * mask, 2), torch.zeros(1, 2, 2))
+    near(
+        edit_distances(torch.tensor([[1, 9, 2], [1, 8, 2]]), torch.tensor([[1, 0, 1], [1, 0, 1]]), 2),
+        torch.zeros(1, 2, 2),
+    )
 
 
 def test_dagrpo_leaves_near_duplicates_with_the_other_outcome_out() -> None:

@@ -273,6 +273,30 @@ def test_the_field_picks_its_estimator_and_no_other(name: str) -> None:
         assert not torch.allclose(found, other(rewards, 4), atol=1e-3)
 
 
+def test_what_a_recipe_says_reaches_the_estimator() -> None:
+    inputs = {"mask": MASK, "old_logps": OLD, "ref_logps": REF}
+    found = ReinforcePP(group_size=4, beta=0.5, kl="k2", gamma=0.7).build_advantage()(REWARDS, **inputs)
+    near(found, reinforce_pp(REWARDS, MASK, old_logps=OLD, ref_logps=REF, beta=0.5, kl=KLS["k2"], gamma=0.7))
+    found = Rloo(group_size=4, beta=0.5, kl="k3").build_advantage()(REWARDS, **inputs)
+    near(found, leave_one_out(kl_shaped(REWARDS, MASK, OLD, REF, beta=0.5, kl=KLS["k3"]), 4))
+    rewards = torch.stack([REWARDS, REWARDS.flip(0)], 1)
+    assign_columns = Policy(group_size=4, advantage="columns").build_advantage()
+    near(
+        assign_columns(REWARDS, reward_columns=rewards, reward_weights=(2.0, 1.0)), columns(rewards, 4, weights=(2, 1))
+    )
+    assert not assign_columns(REWARDS, reward_columns=rewards, reward_weights=()).allclose(
+        columns(rewards, 4, weights=(2, 1))
+    )
+
+
+def test_the_baseline_of_reinforce_pp_leaves_out_who_has_no_score() -> None:
+    """Its statistics are those of the other three completions, whose lengths differ."""
+    rewards, mask = of(1, NAN, 0, 0.25), MASK.clone()
+    found = reinforce_pp_baseline(rewards, mask, group_size=4)
+    near(found[[0, 2, 3]], whitened(centered(of(1, 0, 0.25), 3).unsqueeze(1).expand(3, 5), mask[[0, 2, 3]]))
+    assert not found[1].any()
+
+
 def test_what_advantages_ask_for() -> None:
     assert Policy().advantage_inputs == frozenset()
     assert Rloo(beta=0).advantage_inputs == frozenset()

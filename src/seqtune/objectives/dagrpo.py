@@ -32,14 +32,23 @@ def edit_distances(completion_ids: Tensor, mask: Tensor, group_size: int) -> Ten
     return found
 
 
-def _levenshtein(one: Sequence[int], other: Sequence[int]) -> float:
-    """Row by row; the insertions of a row are a running minimum of cost less place."""
-    target, place = torch.tensor(list(other)), torch.arange(len(other) + 1, dtype=torch.float32)
-    row = place.clone()
-    for number, token in enumerate(one, start=1):
-        step = torch.minimum(row[1:] + 1, row[:-1] + (target != token))
-        row = torch.cat([torch.tensor([float(number)]), step]).sub(place).cummin(0).values.add(place)
-    return float(row[-1])
+def _levenshtein(one: Sequence[int], other: Sequence[int]) -> int:
+    """A column of the table at a time, as the bits of whole numbers (https://doi.org/10.1145/316542.316550)."""
+    if not one:
+        return len(other)
+    places: dict[int, int] = {}
+    for bit, token in enumerate(one):
+        places[token] = places.get(token, 0) | 1 << bit
+    every, last = (1 << len(one)) - 1, 1 << len(one) - 1
+    up, down, found = every, 0, len(one)  # where an entry is 1 above or below the one before it in its column
+    for token in other:
+        same = places.get(token, 0)
+        level = (((same & up) + up) ^ up) | same | down  # equal to the entry before it in the last column
+        more, less = down | ~(level | up) & every, level & up  # against the entry beside it in the last column
+        found += bool(more & last) - bool(less & last)
+        more, less = (more << 1 | 1) & every, less << 1 & every
+        up, down = less | ~(level | more) & every, level & more
+    return found
 
 
 def distinct(rewards: Tensor, distances: Tensor, *, success: float, tau: float) -> Tensor:

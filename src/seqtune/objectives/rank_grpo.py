@@ -87,8 +87,7 @@ def list_shape(
     live = mask.bool()
     last = last_tokens(live) & ended.bool().unsqueeze(1)
     beyond = live & (segments >= count)
-    body = live & ~last
-    items = torch.where(body, segments, -1).amax(1, keepdim=True) + 1  # items begun before the end
+    items = torch.where(live, segments, -1).amax(1, keepdim=True) + 1
     shape = -overflow * beyond.to(torch.float32)
     whole = (items >= count) & ~beyond.any(1, keepdim=True)
     at_end = torch.where(whole, ending, torch.where(items < count, -ending, 0.0))
