@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seqtune.config.provenance import COMMAND_LINE, MISSING, Composed, ComposedStage, Kind, Origin
+from seqtune.config.reading import OPTIONAL
 from seqtune.errors import Problem, SeqtuneError, did_you_mean
 from seqtune_cli import catalogue
 
@@ -170,7 +172,10 @@ class _Composer:
         value, options = parsed.value(), self.groups[group]
         if isinstance(value, str) and value in options:
             return True
+        value = "null" if value is None else value
         hint = did_you_mean(str(value), options)
+        if value == "null" and group in OPTIONAL:
+            hint += f"; ~{group} takes it away"
         if group == "model":
             hint += f"; a model by hub name or folder is model=pretrained model.name={value}"
         self.note(f"{group}: there is no {group} '{value}'", where, hint)
@@ -321,7 +326,10 @@ def _hydra_version() -> Iterator[None]:
     before = version.VersionBase.instance().getbase()
     version.setbase("1.3")
     try:
-        yield
+        with warnings.catch_warnings():
+            # Without `_self_` the recipe's own values come last, which is what its author means.
+            warnings.filterwarnings("ignore", ".*Defaults list is missing `_self_`", UserWarning)
+            yield
     finally:
         version.VersionBase.instance().version_base = before
 
@@ -333,7 +341,7 @@ def _mendable(recipe: str) -> Iterator[None]:
         yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        where = f"{Path(mark.name).name}:{mark.line + 1}" if mark else recipe
+        where = f"{_shown(Path(mark.name))}:{mark.line + 1}" if mark else recipe
         raise SeqtuneError(
             f"not YAML: {error.problem}", where, "mend the file; indentation and colons matter"
         ) from error
@@ -345,6 +353,9 @@ def _mendable(recipe: str) -> Iterator[None]:
         hint = did_you_mean(name, options if group else catalogue.recipes())
         raise SeqtuneError(problem, f"defaults of recipe {recipe}", hint) from error
     except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        if "must be a DictConfig" in str(error):
+            hint = "write GROUP: {FIELD: VALUE}; seqtune copy recipe=NAME gives one to start from"
+            raise SeqtuneError("the file is no mapping of groups to values", f"recipe {recipe}", hint) from error
         raise SeqtuneError(
             f"the recipe cannot be composed: {_sentence(error)}", f"recipe {recipe}", "see its `defaults:` list"
         ) from error
@@ -353,7 +364,8 @@ def _mendable(recipe: str) -> Iterator[None]:
 def _sentence(error: BaseException) -> str:
     """The first line of an error of Hydra or OmegaConf, with what caused it when it says nothing itself."""
     text = str(error).strip() or str(error.__cause__ or type(error).__name__)
-    return text.splitlines()[0].rstrip(".")
+    first = text.splitlines()[0].rstrip(".")
+    return re.sub(r'^\w+ raised while resolving interpolation: "?(.*?)"?$', r"\1", first)
 
 
 def _shown(path: Path) -> str:

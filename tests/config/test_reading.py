@@ -89,12 +89,45 @@ def test_all_problems_are_told_together() -> None:
         (["peft.name=lora"], "peft.name: 'lora' would keep the other values of the group 'full'", "peft=lora switches"),
         (["objective.name=gspoo"], "objective.name: unknown objective 'gspoo'", "did you mean 'gspo'?"),
         (["~data"], "data: the recipe chooses none", "choose one: data=NAME"),
+        (["reward=null"], "reward: there is no reward 'null'", "have: code_exec"),
+        (["train.seed='3'"], 'train.seed: "3" is not a whole number', "train.seed=3 without quotes"),
+        (
+            ["reward=combined", "reward.parts={a:{name:formatt}}"],
+            "reward.parts.a.name: unknown reward 'formatt'",
+            "did you mean 'format'?",
+        ),
+        (
+            ["reward=combined", "reward.parts={a:{name:exact,colum:x}}"],
+            "reward.parts.a.colum: not a field of reward 'exact' (\"x\")",
+            "",
+        ),
+        (
+            ["reward=combined", "reward.parts={a:{name:combined,parts:{b:{name:length_budget,target:0}}}}"],
+            "reward.parts.a.parts.b.target: 0 is below 1",
+            "reward.parts.a.parts.b.target=1 at least",
+        ),
+        (
+            ["reward=combined", "reward.parts={a:{name:format}}"],
+            "reward.parts.a.pattern: has to be given",
+            "reward.parts.a.pattern=VALUE",
+        ),
+        (
+            ["reward=combined", "reward.parts={a:exact}"],
+            'reward.parts.a: "exact" is refused: write {name: exact}',
+            "",
+        ),
+        (
+            ["reward=combined", "reward.parts={a:{name:exact}}", "reward.weights={b:2}"],
+            "reward: weights name no part: b",
+            "",
+        ),
     ],
 )
 def test_problems_in_plain_words(words: list[str], problem: str, hint: str) -> None:
     (told,) = problems(*words)
     assert told.problem.startswith(problem)
     assert told.hint.startswith(hint) if hint else True
+    assert told.where == "command line" or words in (["~data"], ["reward=format"])
     assert "pydantic" not in str(told)
 
 
@@ -104,6 +137,34 @@ def test_a_value_left_over_from_the_recipe_is_named_with_its_file(tmp_path: Path
     (told,) = problems("objective=sft", "packing=best_fit", recipe=str(file))
     assert told.problem == "objective.epsilon_low: not a field of objective 'sft' (0.001)"
     assert told.where == f"{file}:5"
+
+
+def test_a_tool_is_read_as_strictly_as_a_reward() -> None:
+    (told,) = problems("rollout.tools={a:{name:python,timout:3}}", recipe="gspo_tiny")
+    assert (told.problem, told.where) == ("rollout.tools.a.timout: not a field of tool 'python' (3)", "command line")
+    assert told.hint.startswith("did you mean 'timeout'?")
+    (told,) = problems("rollout.tools={a:{name:python},b:{name:python}}", recipe="gspo_tiny")
+    assert told.problem == "rollout: tools 'a' and 'b' are both called by '<python>'"
+    assert told.where == "command line"  # which said more of the section than the recipe did
+
+
+def test_a_recipe_without_self_has_the_last_word_and_no_warning(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults: [gspo_tiny]\ntrain: {max_steps: 3}\n", encoding="utf-8")
+    assert plan(recipe=str(file)).stages[0].train.max_steps == 3
+
+
+def test_a_variable_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("defaults: [gspo_tiny, _self_]\ntrain:\n  seed: ${oc.env:SEQTUNE_SEED}\n", encoding="utf-8")
+    (told,) = problems(recipe=str(file))
+    assert told.problem == "train.seed: Environment variable 'SEQTUNE_SEED' not found"
+    monkeypatch.setenv("SEQTUNE_SEED", "3")
+    (told,) = problems(recipe=str(file))
+    assert (told.problem, told.where) == ('train.seed: "3" is not a whole number', f"{file}:3")
+    assert told.hint.endswith("${oc.decode:${oc.env:NAME}}")
+    file.write_text(file.read_text().replace("${oc.env:SEQTUNE_SEED}", "${oc.decode:${oc.env:SEQTUNE_SEED}}"))
+    assert plan(recipe=str(file)).stages[0].train.seed == 3
 
 
 def test_a_field_of_one_stage_is_pointed_to_that_stage() -> None:

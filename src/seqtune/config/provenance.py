@@ -25,7 +25,8 @@ class Origin:
 
     Args:
         kind: Which of the five ways.
-        file: Recipe file, as `package/path.yaml` or a local path; None for a default and the command line.
+        file: Recipe file, as `package/path.yaml` or a local path; None for a default and the command line, which can
+            also give the words of a stage.
         line: Line of `file`, from 1; None where it is not known.
     """
 
@@ -35,7 +36,7 @@ class Origin:
 
     def __str__(self) -> str:
         if self.file is None:
-            return str(self.kind)
+            return "command line" if self.kind == "stage" else str(self.kind)
         return self.file if self.line is None else f"{self.file}:{self.line}"
 
 
@@ -62,10 +63,8 @@ class ComposedStage:
     unread: frozenset[str] = frozenset()
 
     def origin(self, path: str) -> Origin:
-        """Who set `path`: itself, else the nearest enclosing section that something set, else the spec's default."""
-        if path in self.origins:
-            return self.origins[path]
-        return DEFAULT
+        """Who set the value at `path`: the spec's default where nobody did."""
+        return self.origins.get(path, DEFAULT)
 
 
 @dataclass(frozen=True)

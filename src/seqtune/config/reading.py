@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from seqtune.config.axes import DataSpec, EvalSpec, ModelSpec, RolloutSpec, TemplateMathSpec, TinyModelSpec, TrainSpec
 from seqtune.config.mixture import MixtureSpec
+from seqtune.config.nested import Misread
 from seqtune.config.plan import REGISTERED, Plan, Stage
-from seqtune.config.provenance import MISSING, Composed, ComposedStage, Origin, leaves
+from seqtune.config.provenance import MISSING, RANK, Composed, ComposedStage, Origin, leaves
 from seqtune.config.rules import between_stages, evaluating, training
 from seqtune.config.rules.idle import unread
 from seqtune.config.rules.inputs import samples
@@ -166,7 +167,9 @@ def _axis(axis: str, value: Any, given: ComposedStage, problems: list[_Found]) -
         # Strict JSON: "3" is no number and 3 no text, but a list is a tuple. What YAML can say, JSON can.
         spec = kind.model_validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        problems += [problem for problem in _translate(error, axis, kind, value) if problem.path not in unset]
+        named = isinstance(name := value.get("name"), str) and (axis in REGISTERED or len(AXIS_SPECS[axis]) > 1)
+        who = f"{axis} '{name}'" if named else axis
+        problems += [problem for problem in _translate(error, axis, who, kind, value) if problem.path not in unset]
         return None
     return None if unset else spec
 
@@ -205,19 +208,22 @@ def spec_of(axis: str, value: Mapping[str, Any], given: ComposedStage) -> type[S
     return AXIS_SPECS[axis][0]
 
 
-def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mapping[str, Any]) -> Iterator[_Found]:
-    """Pydantic's errors in plain words, one for each field."""
+def _translate(
+    error: ValidationError, axis: str, who: str, kind: type[Spec], value: Mapping[str, Any]
+) -> Iterator[_Found]:
+    """Pydantic's errors in plain words, one for each field of the section at the path `axis`, called `who`."""
     said: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for detail in error.errors(include_url=False):
         path = _path([str(part) for part in detail["loc"]], value)
         if not (detail["type"] == "too_short" and detail["input"]):  # bad items are told each, and do not count
             said[path].append(detail)
-    named = isinstance(value.get("name"), str) and (axis in REGISTERED or len(AXIS_SPECS[axis]) > 1)
-    who = f"{axis} '{value['name']}'" if named else axis
     for field, details in said.items():
         path = f"{axis}.{field}" if field else axis
         section = field.rpartition(".")[0]
-        if details[0]["type"] == "extra_forbidden" and section:
+        inner = details[0].get("ctx", {}).get("error")
+        if isinstance(inner, Misread):
+            yield from _nested(inner, path)
+        elif details[0]["type"] == "extra_forbidden" and section:
             yield _Found(path, f"{path}: not a field of {axis}.{section} ({_shown(details[0]['input'])})")
         elif details[0]["type"] == "extra_forbidden":
             for leaf, given in leaves({field: value[field]}, f"{axis}.").items():
@@ -228,12 +234,23 @@ def _translate(error: ValidationError, axis: str, kind: type[Spec], value: Mappi
                     hint = did_you_mean(field, set(kind.model_fields) - {"name"})
                 yield _Found(leaf, f"{leaf}: not a field of {who} ({_shown(given)})", hint)
         elif details[0]["type"] == "missing":
-            yield _Found(path, f"{path}: has to be given", f"{path}=VALUE")
+            holder = f"{axis}.{section}" if section else axis
+            yield _Found(path, f"{path}: has to be given", f"{path}=VALUE", (holder,))
         else:
             given = leaves(value).get(field, value.get(field, MISSING))
             told = " or ".join(sorted({_sentence(detail) for detail in details}))
-            said_of = told if given == MISSING else f"{_shown(given)} {told}"
+            said_of = told.removeprefix("is refused: ") if given == MISSING else f"{_shown(given)} {told}"
             yield _Found(path, f"{path}: {said_of}", _way_out(path, given, details))
+
+
+def _nested(misread: Misread, path: str) -> Iterator[_Found]:
+    """What is wrong with a spec inside a spec."""
+    if isinstance(misread.error, SeqtuneError):
+        problem = misread.error.problems[0]
+        yield _Found(f"{path}.name", f"{path}.name: {problem.problem}", problem.hint)
+    elif misread.spec is not None:
+        who = f"{misread.kind} '{misread.value['name']}'"
+        yield from _translate(misread.error, path, who, misread.spec, misread.value)
 
 
 def _path(loc: Sequence[str], value: Any) -> str:
@@ -298,6 +315,8 @@ def _way_out(path: str, value: Any, details: Iterable[Mapping[str, Any]]) -> str
             return did_you_mean(str(detail["input"]), choices)
         if detail["type"] == "tuple_type" and not isinstance(value, Mapping):
             return f"{path}=[{value}]"
+        if detail["type"] in ("int_type", "float_type") and isinstance(value, str) and _is_number(value):
+            return f"{path}={value} without quotes; from the environment, ${{oc.decode:${{oc.env:NAME}}}}"
         if detail["type"] == "string_type" and isinstance(value, int | float):
             return f"quote it, for the shell too: \"{path}='{value}'\""
         bound = {"greater_than_equal": "ge", "less_than_equal": "le"}.get(detail["type"])
@@ -305,6 +324,14 @@ def _way_out(path: str, value: Any, details: Iterable[Mapping[str, Any]]) -> str
             side = "least" if bound == "ge" else "most"
             return f"{path}={detail['ctx'][bound]:g} at {side}"
     return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(value: Any) -> str:
@@ -347,9 +374,10 @@ def _where(problem: _Found, stage: ComposedStage) -> str:
 
 
 def _origin(stage: ComposedStage, path: str) -> Origin | None:
-    """Who set `path`; for a section, who said anything in it. None when nobody did."""
+    """Who set `path`; of a section, the strongest of those who said something in it. None when nobody did."""
     if path not in stage.origins:
         path = re.split(r"\.\d+\b", path)[0]  # a list on the command line is said as a whole
-    if "." not in path and path not in stage.origins:
-        return None
-    return stage.origin(path)
+    said = [origin for at, origin in stage.origins.items() if at == path or at.startswith(f"{path}.")]
+    if not said:
+        return stage.origin(path) if "." in path else None
+    return max(said, key=lambda origin: RANK[origin.kind])
