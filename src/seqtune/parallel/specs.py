@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from seqtune.config.spec import ParallelSpec
 
@@ -15,6 +15,13 @@ class Single(ParallelSpec):
     name: Literal["single"] = "single"
     processes: Literal[1] = 1
     """Always one."""
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _one(cls, value: object) -> object:
+        if isinstance(value, int) and value > 1:
+            raise ValueError("there is one process; parallel=ddp has several")
+        return value
 
     def build(self) -> dict[str, Any]:
         return {}

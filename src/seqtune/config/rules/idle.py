@@ -74,6 +74,13 @@ def _idle(path: str, stage: Stage) -> str | None:
             return f"objective '{objective.name}' packs no rows"
         if family == "policy" and stage.data.format != "groups" and field in ("capacity", "on_overflow"):
             return f"rollout.max_new_tokens bounds the completions of objective '{objective.name}'"
+    if path == "train.eval_every" and family == "policy" and samples(objective, stage.data):
+        return f"objective '{objective.name}' has no loss of held-out examples; eval.between_stages=true measures them"
+    if path == "data.careless" and (
+        stage.data.format != "prompt_completion" or (family == "policy" and "prefix_mask" not in objective.needs)
+    ):
+        told = f"objective '{objective.name}'" if family == "policy" else f"data.format={stage.data.format}"
+        return f"it spoils completions to imitate, and {told} has none"
     if path == "parallel.row_cost" and (family != "sft" or isinstance(stage.data, MixtureSpec)):
         return "only packed rows that are all there before training are dealt by cost"
     own_samples = stage.rollout is not None and stage.rollout.name == "transformers"

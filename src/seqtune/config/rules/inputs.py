@@ -66,6 +66,7 @@ UNRECORDED = {
 
 
 INSTEAD = {
+    "rank_rewards": "reward=list_ndcg reward.output=exp_inf, or a function that returns a number for each line",
     "calls": "rollout=search rollout.tools.search.path=FILE; seqtune list tools names others",
     "executions": "reward=custom: a function that returns [format, judge, execution, …] for each completion",
     "plan_rewards": "reward=custom: a function that returns [answer, plan] for each completion; or "

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 
 def packing_applies(stage: Stage) -> Iterator[Violation]:
+    if stage.objective.family != "sft" and stage.packing.path is not None:
+        yield Violation(
+            f"packing.path holds packed rows of texts, which objective '{stage.objective.name}' does not train on",
+            ("packing.path", "objective.name"),
+            "packing.path=null",
+        )
     if stage.objective.family != "sft" and stage.packing.name != "none":
         yield Violation(
             f"objective '{stage.objective.name}' batches padded pairs or completions; "

@@ -36,12 +36,6 @@ def policy_needs(stage: Stage) -> Iterator[Violation]:
     formats = ("prompt_answer", "prompt_completion", "groups")
     if isinstance(stage.data, DataSpec) and stage.data.format not in formats:
         yield wrong_format(stage, "prompt_answer or prompt_completion, or groups")
-    if stage.packing.path is not None:
-        yield Violation(
-            f"packing.path holds packed token rows, but objective '{stage.objective.name}' needs prompts",
-            ("packing.path", "objective.name"),
-            "packing.path=null",
-        )
 
 
 def parts_fit(stage: Stage) -> Iterator[Violation]:
