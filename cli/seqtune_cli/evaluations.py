@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seqtune.errors import SeqtuneError
+from seqtune.config.plan import Stage
+from seqtune.errors import Problem, SeqtuneError
 
 if TYPE_CHECKING:
     from seqtune.config.plan import Plan
@@ -25,6 +27,7 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
         SeqtuneError: Neither or both of `run=` and `model=` are given, or the plan or the evaluation fails.
     """
     folder = _folder(taken)
+    _read_by_evaluations(words, folder)
     # A file given here is there to be evaluated, all of it, unless words say what of it is held out.
     whole = any(word.startswith("data.path=") for word in words) and not any(w.startswith(HELD_OUT) for w in words)
     plan = _plan(taken, words, folder)
@@ -53,6 +56,23 @@ def run(taken: dict[str, str], words: list[str], *, as_json: bool) -> None:
         print_json({"file": str(file), "results": evaluation.results()})
     else:
         render.evaluation(f"{stage.eval.name} of {_label(taken)}", evaluation.results(), file)
+
+
+def _read_by_evaluations(words: list[str], folder: RunFolder | None) -> None:
+    """Refuse words that an evaluation would not read.
+
+    Raises:
+        SeqtuneError: One problem for each.
+    """
+    read = ("data", "eval", "reward") if folder else ("data", "eval", "model", "reward")
+    keys = [re.sub(r"^[+~]*(stages\.[^.]+\.)?", "", word.partition("=")[0]) for word in words]
+    why = "it has the model of the run" if folder else "it trains nothing"
+    unread = [key for key in keys if (axis := re.split(r"[.@]", key)[0]) in Stage.model_fields and axis not in read]
+    if unread:
+        hint = f"leave it out; an evaluation reads {', '.join(read)}"
+        raise SeqtuneError.of(
+            Problem(f"{key}: an evaluation does not read it, {why}", "command line", hint) for key in unread
+        )
 
 
 def _label(taken: dict[str, str]) -> str:

@@ -37,6 +37,11 @@ def console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 
 
+def say(out: Console, text: str, style: str = "") -> None:
+    """A line of text: wrapped on a terminal, in one piece elsewhere, so that a log can be searched by lines."""
+    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
+
+
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), numbers: Sequence[int] = ()) -> Table:
     """Aligned columns without lines; `numbers` are the right-aligned ones."""
     drawn = Table(box=None, show_header=bool(header), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
@@ -101,8 +106,12 @@ def explained(found: Mapping[str, Any]) -> None:
     out = console()
     for stage in found["stages"]:
         rows = [[path, short(one["value"]), one["origin"]] for path, one in stage["values"].items()]
+        header: tuple[str, ...] = ("value", "is", "set by")
+        if sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) > out.width:
+            header = ("value", "is (set by)")
+            rows = [[path, is_ if origin == "default" else f"{is_} ({origin})"] for path, is_, origin in rows]
         out.print(Text(f"{found['recipe']}: stage {stage['stage']}", style="bold"))
-        out.print(table(rows, ("value", "is", "set by")))
+        out.print(table(rows, header))
         out.print()
         out.print(Text(stage["formula"]))
         out.print(Text(stage["source"], style="dim"))
@@ -325,9 +334,9 @@ def watching(*, quiet: bool, as_json: bool) -> Iterator[Watch]:
 def _plain(out: Console, progress: Progress, event: Event, *, quiet: bool) -> None:
     progress.see(event)
     if isinstance(event, Step) and not quiet:
-        out.print(Text(progress.line(event.row)))
+        say(out, progress.line(event.row))
     elif isinstance(event, StageStarted) and not quiet:
-        out.print(Text(f"{event.stage}: {progress.place}, {event.steps:,} steps"))
+        say(out, f"{event.stage}: {progress.place}, {event.steps:,} steps")
     else:
         _told(out, event, quiet=quiet)
 
@@ -339,13 +348,13 @@ def _told(out: Console, event: Event, *, quiet: bool) -> None:
             f"{name} {one['value']:.4g} ({one['low']:.4g} to {one['high']:.4g}, n={one['n']:,})"
             for name, one in event.results.items()
         )
-        out.print(Text(f"{event.label}: {values}", style="bold"))
+        say(out, f"{event.label}: {values}", "bold")
     elif isinstance(event, RunFinished):
-        out.print(Text(f"done in {clock(event.seconds)}: {event.folder}"))
+        say(out, f"done in {clock(event.seconds)}: {event.folder}")
     elif isinstance(event, Notice) and not quiet:
-        out.print(Text(f"note: {event.text}", style="yellow"))
+        say(out, f"note: {event.text}", "yellow")
     elif isinstance(event, RunStarted) and not quiet:
-        out.print(Text(event.folder, style="dim"))
+        say(out, event.folder, "dim")
 
 
 @contextmanager

@@ -34,12 +34,13 @@ def start(plan: Plan, composed: Composed, *, out: str | None, quiet: bool, as_js
     """
     from seqtune.config.provenance import provenance
     from seqtune.config.reading import dump
-    from seqtune.report.environment import describe
     from seqtune.report.run_folder import new_run_folder
+
+    folder = new_run_folder(Path(plan.recipe).stem, Path(out) if out else None)  # refused before torch is imported
+    from seqtune.report.environment import describe
     from seqtune.training.run import train
     from seqtune_cli import render
 
-    folder = new_run_folder(Path(plan.recipe).stem, Path(out) if out else None)
     names = tuple(stage.name for stage in plan.stages)
     folder.create(dump(plan), provenance(composed, names), describe())
     if not quiet and not as_json:

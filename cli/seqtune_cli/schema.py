@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from seqtune.errors import SeqtuneError
 from seqtune_cli.words import print_json
 
 
@@ -19,5 +20,9 @@ def schema(file: Annotated[Path | None, typer.Argument(help="Write here instead 
     else:
         import json
 
-        file.write_text(json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+        try:
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise SeqtuneError(f"cannot write {file}: {error.strerror}") from error
         typer.echo(f"wrote {file}; first line of a recipe: # yaml-language-server: $schema={file}")

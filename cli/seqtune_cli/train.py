@@ -25,7 +25,8 @@ def train(
 
     taken, rest = take(words, "recipe", "out")
     if resume is not None:
-        runs.resume(resume, given=list(words or ()), quiet=quiet, as_json=as_json)
+        given = [*(words or ()), *(["--dry-run"] if dry_run else [])]
+        runs.resume(resume, given=given, quiet=quiet, as_json=as_json)
         return
     recipe = recipe_of(taken)
     composed, plan = plan_of(rest, recipe)

@@ -120,6 +120,32 @@ error: run= is missing
   where: command line
   hint: run=runs/RECIPE/TIME
 """,
+    "train --resume nowhere --dry-run": """\
+error: a resumed run keeps its plan; it cannot take --dry-run
+  where: command line
+  hint: seqtune train --resume nowhere
+""",
+    "train recipe=gspo_tiny out=/dev/null/x": """\
+error: the run folder cannot be made: Not a directory
+  where: /dev/null/x
+  hint: out=DIR names another place
+""",
+    "schema nowhere/s.json": """\
+error: cannot write nowhere/s.json: No such file or directory
+""",
+    "eval model=tiny train.seed=1 +stages.a.objective=sft": """\
+error: train.seed: an evaluation does not read it, it trains nothing
+  where: command line
+  hint: leave it out; an evaluation reads data, eval, model, reward
+error: objective: an evaluation does not read it, it trains nothing
+  where: command line
+  hint: leave it out; an evaluation reads data, eval, model, reward
+""",
+    "train recipe=quickstart \"+stages.x=['sft']\"": """\
+error: 'sft' is not an override
+  where: command line
+  hint: write sft=VALUE, or recipe=sft for a recipe
+""",
     "copy recipe=gspo": f"""\
 error: recipe: there is no recipe 'gspo'
   where: command line
@@ -151,7 +177,7 @@ def test_what_is_printed(line: str, capsys: pytest.CaptureFixture[str]) -> None:
             "defaults of recipe mine.yaml",
         ),
         ("defaults:\n  - gspo_tinny\n", "there is no recipe 'gspo_tinny' to build on", "defaults of recipe mine.yaml"),
-        ("- 1\n", "the recipe cannot be composed: ", "recipe mine.yaml"),
+        ("- 1\n", "the file is no mapping of groups to values", "recipe mine.yaml"),
         ("defaults:\n  - sft_tiny\n  - _self_\nstages: [a]\n", "stages: is not a list of words", "mine.yaml:4"),
         ("defaults:\n  - sft_tiny\n  - _self_\nstages:\n  a: 3\n", "stages.a: is not a list of words", "mine.yaml:5"),
         ("defaults:\n  - sft_tiny\n  - _self_\nstages:\n  a: [train.seed=x]\n", "train.seed: ", "mine.yaml:5"),

@@ -52,6 +52,32 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     ]
 
 
+def test_a_log_has_a_line_an_event_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.watching(quiet=False, as_json=False) as watch:
+        watch(Notice(f"{'word ' * 60}end"))
+    assert capsys.readouterr().out == f"note: {'word ' * 60}end\n"
+
+
+def test_show_on_a_narrow_screen_folds_no_path(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {
+        "train.gradient_checkpointing": {"value": True, "origin": "seqtune_recipes/train/full.yaml:6"},
+        "train.seed": {"value": 0, "origin": "default"},
+    }
+    stage = {"stage": "sft", "values": values, "formula": "L", "source": "S", "batch": {}, "parameters": {}}
+    for width, line in (
+        (100, "train.gradient_checkpointing  true  seqtune_recipes/train/full.yaml:6"),
+        (60, "train.gradient_checkpointing  true                          \n"),
+    ):
+        monkeypatch.setattr(render, "console", lambda width=width: Console(highlight=False, width=width))
+        render.explained({"recipe": "r", "stages": [stage]})
+        printed = capsys.readouterr().out
+        assert line in printed
+        assert "\ntrain.seed                    0" in printed
+        assert ("(set by)" in printed) == (width == 60)
+
+
 def test_quiet_tells_results_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert told(capsys, quiet=True) == [
         "gspo: accuracy 0.5 (0.456 to 0.544, n=500)",

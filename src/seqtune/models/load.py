@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,8 @@ def count_parameters(spec: ModelSpec | TinyModelSpec, peft: PeftSpec | None = No
     else:
         with _mendable(spec, None):
             settings = AutoConfig.from_pretrained(**_source(spec, None))
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names it deprecated
         model = AutoModelForCausalLM.from_config(settings, trust_remote_code=getattr(spec, "trust_remote_code", False))
         adapter = peft.build() if peft is not None else None
         if adapter is not None:

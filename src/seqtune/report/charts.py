@@ -58,6 +58,7 @@ def curves(title: str, lines: Sequence[Line], *, salt: str, wide: bool = False) 
             values = _running_mean(values, max(3, len(values) // 25))
         axes.plot(steps, values, color=colour, linewidth=1.6, marker=marker, markersize=3.5, label=line.label)
     axes.set_title(title, loc="left", fontsize=9, color=INK, fontweight="bold")
+    axes.locator_params(axis="x", integer=True)  # there is no step 1.5
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="best")
     return _svg(figure, salt)

@@ -162,8 +162,17 @@ def new_run_folder(recipe: str, out: Path | str | None = None) -> RunFolder:
     """An empty folder for a new run, which no other process gets: `runs/<recipe>/<time>`, or `out`.
 
     Raises:
-        SeqtuneError: `out` exists and is not empty, or is no folder.
+        SeqtuneError: `out` exists and is not empty, or is no folder; or no folder can be made.
     """
+    try:
+        return _new_folder(recipe, out)
+    except OSError as error:
+        raise SeqtuneError(
+            f"the run folder cannot be made: {error.strerror}", str(error.filename), "out=DIR names another place"
+        ) from error
+
+
+def _new_folder(recipe: str, out: Path | str | None) -> RunFolder:
     if out is not None:
         place = Path(out).expanduser()
         if place.exists() and not place.is_dir():
