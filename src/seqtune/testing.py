@@ -94,7 +94,7 @@ def check_objective(name: str, **fields: Any) -> None:
     detached value held fixed); padding, the order of rows and the split into micro-batches change nothing; the loss is
     inversely proportional to its denominator; rows without a trained token add nothing, whatever they hold; metrics are
     detached scalars keyed `area/name`; half precision goes in. A policy objective's advantages follow their completions
-    when groups change places, do not see padding, and are finite or left out.
+    when groups change places, do not see padding, are 0 or left out without a score, and are finite or left out.
 
     Args:
         name: In the registry `objectives`.
@@ -372,6 +372,17 @@ def _check_half_precision(loss: Callable[..., Any], batch: Batch) -> None:
     found = outcome(loss, replace(batch, tensors=half), ROWS)
     assert found.loss.isfinite(), "bfloat16 inputs give a finite loss"
     assert found.loss.dtype == torch.float32, f"bfloat16 inputs are computed in float32, not {found.loss.dtype}"
+    exact = {key: value.double() if value.is_floating_point() else value for key, value in half.items()}
+    wanted = outcome(loss, replace(batch, tensors=exact), ROWS)
+    clause = "bfloat16 inputs give what the same numbers in float64 do"
+    for one, other in (
+        (found.loss, wanted.loss),
+        *((found.gradients[key], wanted.gradients[key]) for key in batch.trained),
+    ):
+        rounded = one.dtype == torch.bfloat16  # a gradient, in the dtype of its input
+        torch.testing.assert_close(
+            one.double(), other, rtol=1e-2 if rounded else 1e-4, atol=1e-5, msg=lambda text: f"{clause}: {text}"
+        )
 
 
 def _check_padding(loss: Callable[..., Any], batch: Batch) -> None:
@@ -396,6 +407,13 @@ def _check_advantages(spec: Any) -> None:
     found = assign(rewards, **given)
     assert found.shape in ((ROWS,), (ROWS, TOKENS)), f"advantages have the shape {tuple(found.shape)}"
     assert not found.isinf().any(), "advantages are finite, or NaN where something is left out"
+    unscored = rewards.clone()
+    unscored[0] = torch.nan
+    without = assign(unscored, **given)
+    assert not without[0].nan_to_num().any(), "a completion without a score has advantage 0, or is left out"
+    assert without[size:].isfinite().equal(found[size:].isfinite()), (
+        "a missing score spoils no other group's advantages"
+    )
     order = torch.tensor([3, 0, 2, 1]).repeat_interleave(size) * size + torch.arange(size).repeat(ROWS // size)
     moved = {name: value[order] if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     _follows(assign(rewards[order], **moved), found[order], "advantages follow their completions")

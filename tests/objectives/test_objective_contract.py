@@ -5,6 +5,7 @@ import torch
 
 from seqtune.config.spec import DenominatorUnit, Family, ObjectiveSpec
 from seqtune.objectives import OBJECTIVES
+from seqtune.objectives.reduce import at_least_fp32
 from seqtune.objectives.specs.policy import Policy
 from seqtune.registry import Entry
 from seqtune.testing import check_objective, check_spec
@@ -96,7 +97,7 @@ def test_a_stopped_gradient_must_be_declared() -> None:
     check_spec(Policy(clip="cispo"))
 
 
-def test_advantages_that_look_at_padding_or_mix_groups_are_caught() -> None:
+def test_advantages_that_look_at_padding_mix_groups_or_take_a_missing_score_for_one_are_caught() -> None:
     class Padded(Policy):
         credit: Literal["tree"] = "tree"
 
@@ -105,12 +106,24 @@ def test_advantages_that_look_at_padding_or_mix_groups_are_caught() -> None:
 
     class Mixed(Policy):
         def build_advantage(self):
-            return lambda rewards: rewards.cumsum(0)
+            return lambda rewards: rewards.nan_to_num().cumsum(0) * ~rewards.isnan()
+
+    class Unscored(Policy):
+        def build_advantage(self):
+            return lambda rewards: rewards.nan_to_num(nan=1.0)
+
+    class Spoilt(Policy):
+        def build_advantage(self):
+            return lambda rewards: rewards - rewards.mean()
 
     with pytest.raises(AssertionError, match="padding does not change advantages"):
         check_spec(Padded())
     with pytest.raises(AssertionError, match="advantages follow"):
         check_spec(Mixed())
+    with pytest.raises(AssertionError, match="without a score has advantage 0"):
+        check_spec(Unscored())
+    with pytest.raises(AssertionError, match="spoils no other group"):
+        check_spec(Spoilt())
 
 
 def test_what_the_denominator_counts() -> None:
@@ -160,6 +173,12 @@ def _half(logps, mask, *, denominator):
     return -torch.where(mask.bool(), logps, torch.zeros((), dtype=logps.dtype)).sum() / (denominator or 1), {}
 
 
+def _rounds(logps, mask, *, denominator):
+    """Adds in the dtype of its input, then computes in single precision: 100 - 1.3 in bfloat16 is 98.5."""
+    shifted = at_least_fp32(logps + 100) - 100
+    return -torch.where(mask.bool(), shifted, 0).sum() / (denominator or 1), {}
+
+
 def _ignores_the_denominator(logps, mask, *, denominator):
     return -torch.where(mask.bool(), logps, 0).sum(), {}
 
@@ -176,6 +195,7 @@ def _ignores_the_denominator(logps, mask, *, denominator):
         (_no_gradient, "has a gradient"),
         (_wrong_gradient, "the gradient is the derivative"),
         (_half, "computed in float32"),
+        (_rounds, "the same numbers in float64"),
         (_ignores_the_denominator, "inversely proportional"),
     ],
 )

@@ -581,6 +581,8 @@ def test_a_subgoal_that_does_not_parse_executes_nothing() -> None:
     tries = torch.tensor([[1.0, 1.0], [1.0, torch.nan]]).double()
     near(foresight(of(0, 1), tries, of(0, 0), weights=(0.2, 0.6, 0.2)), [0.0, 0.2 + 0.3])
     near(foresight(of(0, 1), tries, of(1, 1), weights=(1, 0, 0)), [0, 1])
+    near(foresight(of(0, 1), tries, of(1, 1), weights=(0.2, 0.6, 0.2)), [0.2, 0.2 + 0.3 + 0.2])
+    near(foresight(of(0, 1), tries.flip(1), of(1, 1), weights=(0.2, 0.6, 0.2)), [0.2, 0.2 + 0.3 + 0.2])
 
 
 def test_worked_fewest_calls() -> None:

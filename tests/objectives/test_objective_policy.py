@@ -318,7 +318,7 @@ def test_an_empty_row_may_hold_an_undefined_advantage() -> None:
 
 def test_a_huge_log_ratio_is_clamped_before_the_exponential() -> None:
     ratio = importance_ratio(torch.tensor([1e4, -1e4, 19.0]))
-    assert_close(ratio, torch.tensor([20.0, -20.0, 19.0]).exp())
+    assert_close(ratio, torch.tensor([20.0, -20.0, 19.0]).exp(), rtol=1e-6, atol=0)
 
 
 def test_metrics_by_hand() -> None:

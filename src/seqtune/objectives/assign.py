@@ -44,7 +44,7 @@ def assign(
     """Advantages of a rollout, all processes together: groups are whole and in contiguous rows.
 
     Args:
-        rewards: `[B]`, NaN where there is none.
+        rewards: `[B]`, NaN where there is none: A = 0, and no part of any statistic.
         mask: `[B, T]`, the sampled tokens. This tensor and those after it are needed by what the fields below ask for.
         completion_ids: `[B, T]`.
         ended: `[B]`, whether a completion ended by itself.
@@ -92,7 +92,8 @@ def assign(
         if estimator == "reinforce_pp_baseline":
             a = reinforce_pp_baseline(rewards, _given(mask=mask), group_size=group_size)
         elif estimator == "columns":
-            a = columns(_given(reward_columns=reward_columns), group_size, weights=reward_weights)
+            known = torch.where(rewards.isnan().unsqueeze(1), torch.nan, _given(reward_columns=reward_columns))
+            a = columns(known, group_size, weights=reward_weights)
         else:
             a = ADVANTAGES[estimator](rewards, group_size)
     if tree_weight is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -44,7 +45,8 @@ class Foresight(Grpo):
         def ahead(
             rewards: Tensor, *, format_scores: Tensor, executions: Tensor, judge_scores: Tensor, **inputs: Tensor
         ) -> Tensor:
-            found: Tensor = whole(worth(format_scores, executions, judge_scores), **inputs)
+            known = worth(format_scores, executions, judge_scores).masked_fill(rewards.isnan(), math.nan)
+            found: Tensor = whole(known, **inputs)
             return found
 
         return ahead
