@@ -18,9 +18,13 @@ import torch
 from datasets import Dataset
 from policy_stage import PROMPTS, stage, stage_run
 from safetensors.torch import load_file
-from trl import GRPOTrainer
+from tokenizers.processors import TemplateProcessing
+from trl import GRPOTrainer, chat_template_utils
+from trl.chat_template_utils import add_response_schema
 
+from seqtune.data.tokenize import prompt_ids
 from seqtune.errors import SeqtuneError
+from seqtune.evaluation.evaluate import plain
 from seqtune.objectives.advantages import group
 from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.score import score
@@ -28,7 +32,6 @@ from seqtune.training import policy
 from seqtune.training.policy import Policy, trainer
 from seqtune.training.rollouts import Rollouts, by_group
 from seqtune.training.sampling import Sampling
-from seqtune.training.scorer import plain
 
 ASCII_FIRST = r"(?s)[\x00-\x7f].*"
 """About half of an untrained byte model's completions match: rewards differ within groups."""
@@ -61,6 +64,7 @@ PINNED = {
     "_get_train_sampler": (
         "(self, dataset: datasets.arrow_dataset.Dataset | None = None) -> torch.utils.data.sampler.Sampler"
     ),
+    "_tokenize_prompts": "(self, prompts: list)",
     "_generate_single_turn": "(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False)",
     "_generate_and_score_completions": (
         "(self, inputs: list[dict[str, torch.Tensor | typing.Any]]) -> dict[str, torch.Tensor | typing.Any]"
@@ -262,6 +266,63 @@ def test_prompts_of_a_chat(tmp_path: Path) -> None:
     text = run.tokenizer.decode(inputs["prompt_ids"][0][inputs["prompt_mask"][0].bool()])
     assert text.startswith("<|im_start|>user\n")
     assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_a_reward_sees_all_of_a_completion(tmp_path: Path) -> None:
+    """Where a tokenizer says how to take a response apart, TRL would hand the reward its content alone."""
+    run = stage_run(tmp_path, scored(rollout={"max_new_tokens": 40}, train={"max_steps": 1}))
+    turns = Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS])
+    run.tokenizer.chat_template = chat_template_utils.qwen3_chat_template
+    add_response_schema(run.tokenizer)
+    one = trainer(replace(run, examples=replace(run.examples, train=turns)))
+    said = run.tokenizer("<think>why</think>because")["input_ids"]
+    one._continued = lambda prompts, *others: [[*said, run.tokenizer.eos_token_id]] * len(prompts)
+    seen: list[str] = []
+    one.reward_funcs[0].reward = lambda prompts, completions, **others: seen.extend(completions) or [0.0] * len(prompts)
+    one.train()
+    assert set(seen) == {"<think>why</think>because"}
+    assert {row["completion"] for row in RunFolder(tmp_path).samples()} == set(seen)
+
+
+def test_prompts_are_those_of_supervised_training(tmp_path: Path) -> None:
+    """A tokenizer that ends what it is called with, as some do, would end the prompts that completions go on from."""
+    run = stage_run(tmp_path, scored(train={"max_steps": 1}))
+    end = (run.tokenizer.eos_token, run.tokenizer.eos_token_id)
+    run.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    assert run.tokenizer("a")["input_ids"][-1] == end[1]
+    one = trainer(run)
+    one.train()
+    inputs = one._buffered_inputs[0]
+    found = [
+        tuple(ids[live.bool()].tolist()) for ids, live in zip(inputs["prompt_ids"], inputs["prompt_mask"], strict=True)
+    ]
+    assert set(found) <= set(map(tuple, prompt_ids(run.examples.train, run.tokenizer)))
+
+
+@pytest.mark.parametrize(("more", "hint"), [(4090, "max_new_tokens=4086"), (4086, None)])
+def test_prompts_and_completions_have_positions(more: int, hint: str | None, tmp_path: Path) -> None:
+    """The longest prompt has 10 tokens and the tiny model 4096 positions."""
+    run = stage_run(tmp_path, scored(rollout={"max_new_tokens": more}))
+    if hint is None:
+        trainer(run)
+        return
+    with pytest.raises(SeqtuneError, match="longest prompt has 10 tokens") as caught:
+        trainer(run)
+    assert hint in str(caught.value)
+
+
+def test_ratios_are_1_before_an_update_whatever_the_dropout(tmp_path: Path) -> None:
+    """The policy that samples has no dropout; an old policy with it would differ from itself."""
+    peft = {"name": "lora", "rank": 4, "dropout": 0.5}
+    one = trainer(
+        stage_run(tmp_path, stage(peft=peft, rollout={"updates": 2}, train={"max_steps": 4, "learning_rate": 0.1}))
+    )
+    one.reward_funcs = [lambda completions, **others: [float(n % 3) for n in range(len(completions))]]
+    one.train()
+    moved = [row["policy/approx_kl"] for row in RunFolder(tmp_path).metrics()]
+    assert moved[0] < 1e-9
+    assert moved[2] < 1e-9
+    assert moved[3] > 1e-5
 
 
 def test_vllm_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

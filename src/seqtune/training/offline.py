@@ -19,6 +19,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from trl import SFTConfig, SFTTrainer
 from trl.models import prepare_fsdp
+from trl.trainer.utils import disable_dropout_in_model
 
 from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
@@ -192,6 +193,10 @@ class Recorded(Offline):
     Who sampled them is not known, so there is nothing to correct for; the clip bounds how far the policy moves away
     from its start on each of them.
     """
+
+    def __init__(self, run: StageRun, **kwargs: Any) -> None:
+        super().__init__(run, **kwargs)
+        disable_dropout_in_model(self.model)  # the old policy has none: ratios would leave 1 before any update
 
     def lay(self, units: list[dict[str, Any]]) -> Groups:  # type: ignore[override]  # as above
         batch = super().lay(units)

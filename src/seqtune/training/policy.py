@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from trl import GRPOConfig
 from trl.models import prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import disable_dropout_in_model
 
 from seqtune.data.tokenize import prompt_ids
 from seqtune.errors import SeqtuneError
@@ -26,10 +27,10 @@ from seqtune.models.forest import use_forest
 from seqtune.objectives.reduce import masked_mean
 from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, lay_out, split, token_scores
 from seqtune.training.recorder import read_marker
-from seqtune.training.rollouts import by_group, side_by_side, take
+from seqtune.training.rollouts import by_group, longest_prompt, side_by_side, take
 from seqtune.training.sampling import Sampling
 from seqtune.training.scorer import Scorer
-from seqtune.training.stage import StageRun, optimiser_steps, training_arguments
+from seqtune.training.stage import StageRun, check_room, optimiser_steps, training_arguments
 from seqtune.training.staged import Measured
 from seqtune.training.tools import trained, with_memories
 
@@ -56,6 +57,8 @@ class Policy(Sampling):
 
     def __init__(self, run: StageRun, *, reference: PreTrainedModel | None, **kwargs: Any) -> None:
         super().__init__(run, **kwargs)
+        # The policy that samples has no dropout. With it in training alone, ratios would leave 1 before any update.
+        disable_dropout_in_model(self.model)
         # TRL would read the reference from a hub name or folder; ours is the model the stage starts from, wherever that
         # came from. With an adapter there is none: TRL switches the adapter off.
         self.beta = self.spec.beta
@@ -313,7 +316,8 @@ def trainer(run: StageRun) -> Policy:
     """The trainer of a policy stage.
 
     Raises:
-        SeqtuneError: There is no reward, no prompt to train on, or vLLM is asked for and not installed.
+        SeqtuneError: There is no reward, no prompt to train on, one that the model has no positions for, or vLLM is
+            asked for and not installed.
     """
     stage = run.stage
     rollout, spec = stage.rollout, stage.objective
@@ -333,6 +337,7 @@ def trainer(run: StageRun) -> Policy:
             "data.format",
             "data.format=prompt_completion, or a column 'completion' beside the prompt",
         )
+    check_room(run, longest_prompt(run.examples.train, run.tokenizer))
     if rollout.top_p < 1 or rollout.top_k is not None:
         run.notice(
             f"completions are sampled with top_p={rollout.top_p}, top_k={rollout.top_k}, while the gradient is that of "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from seqtune.data.tokenize import Encoder
+from seqtune.data.tokenize import Encoder, prompt_ids
 from seqtune.objectives.prefix_rft import prefix_length
 from seqtune.rollout.noise import seed_of
 from seqtune.training.stage import Stream
@@ -17,11 +17,15 @@ from seqtune.training.stage import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 Place = tuple[int, int, int]
 """Rollout, prompt of the rollout and completion of the prompt."""
+
+AT_A_TIME = 1000
+"""Prompts whose ids are held at a time when the longest is looked for."""
 
 
 LEFT = ("prompt_ids", "prompt_mask")
@@ -35,6 +39,16 @@ BY_TOKEN = {
     "importance_sampling_ratio",
 }
 """What TRL tells of each token of a completion, `[B, T]`."""
+
+
+def longest_prompt(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest prompt.
+
+    Raises:
+        SeqtuneError: A row has no prompt, or the chat template is missing or refuses a conversation.
+    """
+    parts = (part.to_pylist() for part in rows.with_format("arrow").iter(AT_A_TIME))
+    return max((len(ids) for part in parts for ids in prompt_ids(part, tokenizer)), default=0)
 
 
 class Rollouts(Sampler[int]):
@@ -185,7 +199,7 @@ class Round(NamedTuple):
     """What TRL and the trainer know of them, `[B, ...]`, prompts padded on the left and completions on the right."""
     rewards: list[float]
     """Of all processes' rows, NaN where there is none."""
-    texts: list[tuple[Any, Any]]
+    texts: list[tuple[str, str]]
     """Prompt and completion, of all processes' rows."""
 
 

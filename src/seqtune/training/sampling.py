@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 from trl import GRPOTrainer
 
 from seqtune.data.pieces import pieces
+from seqtune.data.tokenize import prompt_ids
+from seqtune.evaluation.evaluate import plain
 from seqtune.models.forest import attention
 from seqtune.objectives.dapo import fill, informative
 from seqtune.objectives.reduce import masked_mean
@@ -36,7 +38,6 @@ from seqtune.training.rollouts import (
     side_by_side,
     together,
 )
-from seqtune.training.scorer import plain
 from seqtune.training.staged import Staged
 from seqtune.training.tools import ToolRollout, trained
 
@@ -100,6 +101,10 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             repeats=args.steps_per_generation,
             seed=args.seed,
         )
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        """The ids supervised training and evaluation give the prompts: no token that ends a text is behind them."""
+        return prompt_ids(self._rows, self._tokenizer), None, {}
 
     def _generate_single_turn(
         self,
@@ -222,21 +227,24 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     def _sampled(self, inputs: list[dict[str, Any]], number: int) -> Round:
         """A round of prompts, sampled and scored; its tensors hold the rows of this process."""
         self._round, self._rows = number, inputs
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        # As text, messages too: TRL parses the completions of these where the tokenizer says how, and rewards would not
+        # see all of them.
+        asked = [{**row, "prompt": plain(row["prompt"])} for row in inputs]
+        output: dict[str, Any] = super()._generate_and_score_completions(asked)
         tensors = {name: value for name, value in output.items() if isinstance(value, torch.Tensor) and value.ndim}
         device, width = output["completion_ids"].device, output["completion_ids"].shape[1]
-        asked = self.spec.needs
+        needs = self.spec.needs
         if self.beginnings:
             given = torch.tensor([len(tokens) for tokens in self._given], device=device)
             tensors["prefix_mask"] = torch.arange(width, device=device) < given.unsqueeze(1)
         if self.calling is not None:
-            tensors |= self.calling.told(width, device, rewritten="memory_mask" in asked)
+            tensors |= self.calling.told(width, device, rewritten="memory_mask" in needs)
         scorer, rows = self.reward_funcs[0], len(inputs) * self.accelerator.num_processes
         told = {"rank_rewards": "by_rank", "reward_columns": "by_part", "plan_rewards": "by_plan"}
         for name, of_rows in told.items():
-            if name in asked:
+            if name in needs:
                 tensors[name] = torch.tensor(getattr(scorer, of_rows), device=device)
-        if "executions" in asked:
+        if "executions" in needs:
             form, judge, tries = torch.tensor(scorer.by_subgoal, device=device).tensor_split([1, 2], dim=1)
             tensors |= {"format_scores": form[:, 0], "judge_scores": judge[:, 0], "executions": tries}
         rewards, prompts, completions = (
@@ -379,7 +387,7 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
 
     def _write_samples(
         self,
-        texts: list[tuple[Any, Any]],
+        texts: list[tuple[str, str]],
         rewards: list[float],
         advantages: Tensor,
         ids: tuple[Tensor, Tensor] | None,
@@ -403,8 +411,8 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
             {
                 "stage": self.run.stage.name,
                 "step": self.state.global_step + 1,
-                "prompt": plain(prompt),
-                "completion": plain(completion),
+                "prompt": prompt,
+                "completion": completion,
                 "reward": None if math.isnan(reward) else reward,
                 "advantage": None if math.isnan(advantage) else advantage,
             }

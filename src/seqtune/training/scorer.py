@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from seqtune.errors import SeqtuneError
+from seqtune.evaluation.evaluate import plain
 from seqtune.objectives.specs.foresight import Foresight
 from seqtune.rewards.combined import Combined
 from seqtune.rewards.score import score
@@ -15,11 +16,6 @@ from seqtune.rewards.score import score
 if TYPE_CHECKING:
     from seqtune.rewards.score import Score
     from seqtune.training.stage import StageRun
-
-
-def plain(text: Any) -> str:
-    """A prompt or completion as one string: as it is, or the contents of its messages, one a line."""
-    return text if isinstance(text, str) else "\n".join(str(message["content"]) for message in text)
 
 
 class Scorer:
@@ -61,7 +57,7 @@ class Scorer:
     def __call__(
         self,
         prompts: list[Any],
-        completions: list[Any],
+        completions: list[str],
         completion_ids: Any,
         trainer_state: Any,
         log_extra: Any,
@@ -71,7 +67,7 @@ class Scorer:
         if self.written is not None:
             completion_ids = self.written
             completions = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        texts = [plain(prompt) for prompt in prompts], [plain(completion) for completion in completions]
+        texts = [plain(prompt) for prompt in prompts], completions
         columns["completion_ids"] = completion_ids  # rewards may count tokens
         if isinstance(self.reward, Combined):
             parts = self.reward.parts(*texts, **columns)

@@ -142,13 +142,40 @@ def check_length(run: StageRun, longest: int) -> None:
     Raises:
         SeqtuneError: `longest` tokens are more than the model reads.
     """
-    limit = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = _positions(run)
     if limit is not None and longest > limit:
         raise SeqtuneError(
             f"the longest sequence has {longest} tokens, but the model reads at most {limit}",
             where="packing.capacity",
             hint=f"packing.capacity={limit} with packing.on_overflow=truncate, split or drop",
         )
+
+
+def check_room(run: StageRun, prompt: int) -> None:
+    """Refuse prompts whose completions may go on beyond the model's positions.
+
+    Args:
+        run: Of a stage that samples.
+        prompt: Tokens of the longest prompt.
+
+    Raises:
+        SeqtuneError: It and `rollout.max_new_tokens` are more than the model reads.
+    """
+    limit, more = _positions(run), run.stage.rollout.max_new_tokens  # type: ignore[union-attr]  # it samples
+    if limit is not None and prompt + more > limit:
+        shorter = f"rollout.max_new_tokens={limit - prompt}, or " if prompt < limit else ""
+        raise SeqtuneError(
+            f"the longest prompt has {prompt} tokens and its completion up to {more} more, but the model reads at most "
+            f"{limit}",
+            where="rollout.max_new_tokens",
+            hint=f"{shorter}leave so long a prompt out of the data",
+        )
+
+
+def _positions(run: StageRun) -> int | None:
+    """Tokens the model reads at most; None where nothing says."""
+    limit: int | None = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 class Stream(Sampler[int]):

@@ -20,7 +20,7 @@ from seqtune.objectives.a_lol import fit_value
 from seqtune.rewards.score import score
 from seqtune.rollout.noise import seed_of
 from seqtune.rollout.transformers import evaluation_mode, generate
-from seqtune.training.stage import barrier, is_main
+from seqtune.training.stage import barrier, check_room, is_main
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -138,6 +138,7 @@ def _own_rewards(run: StageRun, rows: Dataset) -> Any:
     samples = objective.value_samples
     prompts = [ids for ids in rows["prompt_ids"] for _ in range(samples)]
     seeds = [seed_of(stage.train.seed, -1, row, sample) for row in range(len(rows)) for sample in range(samples)]
+    check_room(run, max(map(len, prompts)))
     longest = max(map(len, prompts)) + rollout.max_new_tokens
     with attention(run.model, rollout_attention(run.model, longest)):
         made = generate(
