@@ -69,6 +69,18 @@ BROKEN = [
      "objective.kl_corrected: command line", "objective.kl_in=loss"),
     ("gspo_tiny", ["objective=reinforce_pp", "objective.credit=tree"], "objective.credit=tree starts from one",
      "objective.credit: command line", "objective.advantage=group"),
+    ("gspo_tiny", ["objective=dapo", "objective.advantage=columns", "reward=combined", "+reward.parts.a.name=exact"],
+     "objective.overlong=0.2 lowers the one reward", "objective.advantage: command line", "soft_overlong as a part"),
+    ("gspo_tiny", ["objective=policy", "objective.advantage=columns", "reward=combined", "+reward.parts.a.name=exact",
+     "objective.beta=0.1", "objective.kl_in=reward"], "objective.kl_in=reward takes the KL off the one reward",
+     "objective.advantage: command line", "objective.kl_in=loss"),
+    ("gspo_tiny", ["objective=rank_grpo", "objective.ranks=3", "reward=list_ndcg", "reward.output=exp_inf",
+     "reward.k=3", "objective.overflow_penalty=0.2"], "objective.overflow_penalty: nothing reads it; "
+     "objective.aggregation=rank leaves out", "command line", "leave"),
+    ("gspo_tiny", ["objective=dagrpo", "objective.anchor_gamma=0.2"], "objective.anchor_gamma: nothing reads it; "
+     "objective.anchors=false", "command line", "leave"),
+    ("gspo_tiny", ["objective=prefix_rft", "objective.share_schedule=constant", "objective.share_last=0.1"],
+     "objective.share_last: nothing reads it; objective.share_schedule=constant", "command line", "leave"),
     ("gspo_tiny", ["objective=grpo", "objective.correction=mask", "objective.correction_over=sequence_sum"],
      "objective.correction=mask over the sum", "objective.correction_over: command line", "sequence_mean"),
     ("gspo_tiny", ["objective=grpo", "objective.tree_weight=0.5"],

@@ -1,5 +1,6 @@
 """Credit to tokens: trees, ranks, spans, demonstrations, distinct completions, tools; worked and by property."""
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -257,6 +258,25 @@ def test_ranks_that_are_missing_count_as_nothing_earned() -> None:
 def test_rank_grpo_refuses_what_it_would_not_read(fields) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):
         RankGrpo(**fields)
+
+
+def test_tokens_beyond_the_last_rank_share_a_ratio_and_those_before_the_first_are_none() -> None:
+    """K = 1: items 1 and 2 are beyond, d .2 and -.2, so that their one ratio is 1 and A = -.1 gives .1 a token; by rank
+    they and a token of no item (-1) add nothing."""
+    d, items = of(0.1, 0.2, -0.2, 0.3).unsqueeze(0), torch.tensor([[0, 1, 2, -1]])
+    a, mask = of(1.0, -0.1, -0.1, 0.0).unsqueeze(0), torch.ones(1, 4)
+    fields = {"ranks": 1, "beta": 0, "epsilon_low": 0.5, "epsilon_high": 0.5}
+    by_token = RankGrpo(**fields, aggregation="token_sum").build()
+    near(by_token(d, 0 * d, a, mask, segments=items, denominator=1)[0], -np.exp(0.1) + 0.1 + 0.1)
+    other = of(1.0, -0.1, -0.1, 5.0).unsqueeze(0)
+    near(RankGrpo(**fields).build()(d, 0 * d, other, mask, segments=items, denominator=1)[0], -np.exp(0.1))
+
+
+def test_every_rank_is_counted_whether_a_list_has_it_or_not() -> None:
+    """One item of K = 4: a quarter of its loss."""
+    d, items, one = of(0.1).unsqueeze(0), torch.tensor([[0]]), torch.ones(1, 1)
+    spec = RankGrpo(ranks=4, beta=0, epsilon_high=0.5)
+    near(spec.build()(d, 0 * d, one.double(), one, segments=items, denominator=1)[0], -np.exp(0.1) / 4)
 
 
 def test_items_weigh_the_same_however_long_they_are() -> None:

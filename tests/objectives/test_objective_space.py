@@ -85,6 +85,27 @@ def test_only_the_outer_bound_stops_a_huge_ratio_with_a_negative_advantage() -> 
     assert low
 
 
+def test_a_bound_acts_beyond_it_and_for_the_sign_it_is_meant_for() -> None:
+    """ε .5 and δ 3, exact in binary: at the bounds the whole gradient passes; nothing is clipped where A is 0."""
+    rule = Clip("pessimistic", 0.5, 0.5, 3.0)
+    w = torch.tensor([0.5, 1.5, 3.0, 4.0, 0.25], dtype=torch.float64)
+    for a, low, high in (
+        (-1.0, [False, False, False, True, True], [False] * 5),
+        (0.0, [False] * 5, [False] * 5),
+        (1.0, [False] * 5, [False, False, True, True, False]),
+    ):
+        found = rule.acts(w, torch.full_like(w, a))
+        assert (found[0].tolist(), found[1].tolist()) == (low, high)
+        for name in ("pessimistic", "gate"):
+            leaf = w.clone().requires_grad_()
+            values = Clip(name, 0.5, 0.5, 3.0 if name == "pessimistic" else None).loss(leaf, torch.full_like(w, a), w)
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+            stopped = [x or y for x, y in zip(low, high, strict=True)]
+            if name == "gate" and a < 0:
+                stopped[3] = False  # has no outer bound
+            assert gradient.tolist() == [0.0 if stop else -a for stop in stopped]
+
+
 def test_worked_cispo() -> None:
     """-sg(min(ρ, 1.2)) A log π, mean over 14 tokens: .281011; no token is without a gradient."""
     spec = Policy(clip="cispo", epsilon_high=0.2, aggregation="token_mean")
@@ -266,6 +287,41 @@ def test_gradients_of_the_kl_estimators(gap: float) -> None:
     assert k3(number(gap)) >= 0
 
 
+def test_an_enormous_kl_is_finite() -> None:
+    """k3 of q = -50: e^20 - 51; of q = 50: 49 + e^-20."""
+    near(k3(number(-50.0)) / np.exp(20.0), 1 - 51 / np.exp(20.0))
+    near(k3(number(50.0)), 49.0)
+    assert number(-200.0).neg().exp().float().isinf(), "without the clamp it would not be in single precision"
+
+
+def test_a_token_without_a_finite_kl_is_left_out_and_counted() -> None:
+    """Token 1 of row 2 has log π_ref = -inf: it counts for neither term, and one of 14 is told."""
+    ref, mask = REF.clone(), MASK.clone()
+    ref[1, 0] = -torch.inf
+    mask[1, 0] = False
+    spec = Policy(beta=0.5, aggregation="token_mean")
+    found = gradient_of(spec, A, count=14, ref_logps=ref)
+    wanted = gradient_of(spec, A, count=14, ref_logps=REF, mask=mask)
+    assert_close(found[:2], wanted[:2])
+    near(found[2]["policy/nonfinite_tokens"], 1 / 14)
+    dropped = A.clone()
+    dropped[1] = torch.nan
+    told = gradient_of(spec, dropped, count=11, ref_logps=ref)[2]
+    assert told["policy/nonfinite_tokens"] == 0, "a row that is left out has no faults to look into"
+    near(told["policy/empty_rows"], 0.25)
+
+
+def test_what_weighs_the_surrogate_does_not_weigh_the_kl() -> None:
+    """Row 3 rejected, row 1 weighed: the KL of both stays as it is."""
+    far = OLD.clone()
+    far[2] -= 1.0
+    spec = Policy(rejection="mean", rejection_kl="k1", rejection_threshold=0.5, correction="truncate", beta=0.5)
+    with_kl = gradient_of(spec, A, sampler_logps=far, ref_logps=REF)
+    without = gradient_of(spec.model_copy(update={"beta": 0.0}), A, sampler_logps=far)
+    alone = gradient_of(Policy(beta=0.5), zero(A), ref_logps=REF)
+    assert_close(with_kl[1], without[1] + alone[1])
+
+
 def test_a_kl_in_the_reward_is_not_in_the_loss() -> None:
     one = gradient_of(Rloo(beta=0.5), A, ref_logps=REF)
     two = gradient_of(Rloo(beta=0), A, ref_logps=REF)
@@ -414,6 +470,25 @@ def test_worked_rejections(rejection: Rejection, wanted: list[bool]) -> None:
     assert rejection.rejects(GAP, ALL).tolist() == wanted
 
 
+def test_at_the_thresholds_weights_and_completions_are_kept() -> None:
+    near(Correction("token", "mask", 1.0, 1.0).weight(torch.zeros(1, 2), torch.ones(1, 2)), [[1.0, 1.0]])
+    assert not Rejection("k1", "sum", 0.5).rejects(torch.tensor([[0.25, 0.25]]), torch.ones(1, 2))
+    row = torch.tensor([[-1.0, -1.0]])
+    assert not strayed(row - 0.5, row, torch.tensor([[-1.0]]), torch.ones(1, 2), 0.5)
+
+
+@pytest.mark.parametrize("unknown", [torch.nan, torch.inf, -torch.inf])
+def test_what_the_sampler_could_not_score_says_nothing(unknown: float) -> None:
+    gap, mask = torch.tensor([[0.4, unknown, 0.2]]).double(), torch.tensor([[1, 1, 1]])
+    near(Correction("token", "truncate", 0.5, 2.0).weight(gap, mask), [[1.491825, 1.0, 1.221403]])
+    near(Correction("sequence_mean", "truncate", 0.5, 2.0).weight(gap, mask), [[1.349859]])
+    assert Rejection("k1", "mean", 0.29).rejects(gap, mask)
+    assert not Rejection("k1", "mean", 0.31).rejects(gap, mask)
+    assert not Rejection("k1", "max", 0.41).rejects(gap, mask)
+    mu = torch.tensor([[-1.0, unknown, -1.0]]).double()
+    assert strayed(torch.full((1, 3), -1.5).double(), mu, torch.tensor([[-1.0]]), mask, 0.49)
+
+
 def test_a_rejected_completion_has_no_gradient_and_is_counted() -> None:
     far = OLD.clone()
     far[2] -= 1.0
@@ -423,6 +498,10 @@ def test_a_rejected_completion_has_no_gradient_and_is_counted() -> None:
     assert not gradient[2].any()
     assert_close(gradient[[0, 1, 3]], all_rows[[0, 1, 3]])
     near(metrics["policy/left_out"], 4 / 14)
+    weighed = spec.model_copy(update={"correction": "truncate", "correction_high": 2.0})
+    metrics = gradient_of(weighed, A, sampler_logps=torch.where(far < OLD, far, OLD - 0.1))[2]
+    near(metrics["policy/left_out"], 4 / 14)
+    near(metrics["policy/correction_mean"], (10 * np.exp(0.1) + 4 * 2) / 14)
 
 
 def test_completions_the_policy_strayed_from_are_left_out_if_they_were_bad() -> None:
@@ -508,6 +587,18 @@ def test_entropy_bins_hold_equally_many_tokens() -> None:
     assert found[0].tolist() == [0, 1, 1, 0, 0]  # of five tokens three and two
     assert found[2, :4].tolist() == [1, 0, 1, 0]
     assert entropy_bins(ENTROPIES, MASK, 5)[0].tolist() == [1, 3, 4, 0, 2]
+    seven = entropy_bins(torch.arange(7.0).unsqueeze(0), torch.ones(1, 7), 3)[0].tolist()
+    assert seven == [0, 0, 0, 1, 1, 2, 2]
+    assert len(set(entropy_bins(ENTROPIES, MASK, 9)[0].tolist())) == 5, "more bins than tokens: each is its own"
+
+
+def test_espo_routes_the_gradient_of_a_group_to_each_token_by_its_own_advantage() -> None:
+    """One group, A = [1, -1] and nothing clipped: -w A / 2 each; shared, the two would cancel."""
+    d, a = torch.tensor([[0.01, 0.03]]).double().requires_grad_(), torch.tensor([[1.0, -1.0]]).double()
+    spec = EspoEntropy(grouping="bins", bins=1, epsilon_low=0.5, epsilon_high=0.5)
+    one = torch.ones(1, 2)
+    loss, _ = spec.build()(d, 0 * d.detach(), a, one, entropies=one.double(), denominator=1)
+    near(torch.autograd.grad(loss, d)[0], [[-np.exp(0.02) / 2, np.exp(0.02) / 2]])
 
 
 # Edge policy

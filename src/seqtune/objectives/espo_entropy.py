@@ -28,7 +28,7 @@ def entropy_bins(entropies: Tensor, mask: Tensor, count: int) -> Tensor:
     """Number of the bin of each token, 0..count-1 from low to high entropy, equally many tokens of its row in each."""
     live = mask.bool()
     n = live.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(live, _rank(entropies, live) * min(count, live.shape[1]) // n, 0).clamp(max=count - 1)
+    return torch.where(live, _rank(entropies, live) * count // n, 0)
 
 
 def _rank(values: Tensor, live: Tensor) -> Tensor:

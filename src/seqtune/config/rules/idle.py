@@ -28,7 +28,7 @@ def unread(stages: Sequence[Stage], given: Sequence[ComposedStage]) -> dict[str,
     return {path: why[0] for path, why in reasons.items() if why[0] is not None and None not in why}
 
 
-OBJECTIVE_READS: dict[str, tuple[str, tuple[str, ...], str]] = {
+OBJECTIVE_READS: dict[str, tuple[str, tuple[str | bool, ...], str]] = {
     "gamma": ("advantage", ("reinforce_pp",), "objective.advantage={} discounts nothing"),
     "tree_weight": ("credit", ("tree",), "objective.credit={} grows no tree"),
     "tree_root": ("credit", ("tree",), "objective.credit={} grows no tree"),
@@ -44,6 +44,13 @@ OBJECTIVE_READS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "rejection_threshold": ("rejection", ("sum", "mean", "max"), "objective.rejection={} leaves nothing out"),
     "share": ("grouping", ("share",), "objective.grouping={} has bins"),
     "bins": ("grouping", ("bins",), "objective.grouping={} has a share"),
+    "overflow_penalty": (
+        "aggregation",
+        ("token_mean", "sequence_mean", "token_sum"),
+        "objective.aggregation={} leaves out what is beyond the last item",
+    ),
+    "anchor_gamma": ("anchors", (True,), "objective.anchors=false puts in no demonstration"),
+    "share_last": ("share_schedule", ("linear", "cosine"), "objective.share_schedule={} stays at share_first"),
     "margin": ("calibration", ("rank", "margin", "list"), "objective.calibration={} has no margin"),
     "value_samples": ("value", ("fit",), "objective.value={} samples nothing"),
     "value_prompts": ("value", ("fit",), "objective.value={} samples nothing"),

@@ -82,6 +82,20 @@ def parts_fit(stage: Stage) -> Iterator[Violation]:
             ("objective.credit", "objective.advantage"),
             "objective.advantage=group",
         )
+    if objective.advantage == "columns" and objective.overlong > 0:
+        yield Violation(
+            f"objective.overlong={objective.overlong} lowers the one reward of a completion, which "
+            "objective.advantage=columns does not take",
+            ("objective.overlong", "objective.advantage"),
+            "objective.overlong=0 and soft_overlong as a part of the reward; or objective.advantage=group",
+        )
+    if objective.advantage == "columns" and objective.kl_in == "reward" and objective.beta > 0:
+        yield Violation(
+            "objective.kl_in=reward takes the KL off the one reward of a completion, which objective.advantage=columns "
+            "does not take",
+            ("objective.kl_in", "objective.advantage"),
+            "objective.kl_in=loss, or objective.advantage=leave_one_out",
+        )
     if objective.correction == "mask" and objective.correction_over == "sequence_sum":
         yield Violation(
             "objective.correction=mask over the sum of a completion's log ratios leaves out whole long completions: "
