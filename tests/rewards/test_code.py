@@ -128,10 +128,25 @@ def test_several_rows_run_at_a_time_and_keep_their_places() -> None:
         ("```py\nx = 1\n```\nbetter:\n```\nx = 2\n```", "x = 2\n"),
         ("```python\nx = 1", "```python\nx = 1"),
         ("```bash\nls\n```", "```bash\nls\n```"),
+        ("```bash\nls\n```\nthen\n```python\nx = 1\n```", "x = 1\n"),
+        ("```python\nx = 1\n```\nprints\n```text\n1\n```", "x = 1\n"),
+        ("```python\nx = \n```python\nx = 2\n```", "x = 2\n"),
+        ("```python\nx = 1\n```\n```python\nx =", "x = 1\n"),
+        ("1. So:\n   ```Python {.numbered}\n   if x:\n       y = 1\n   ```", "if x:\n    y = 1\n"),
+        ("```python\n    return 1\n```", "    return 1\n"),
+        ("```\r\nx = 1\r\n```\r\n", "x = 1\r\n"),
+        ("x = '```'", "x = '```'"),
+        ("", ""),
     ],
 )
 def test_the_program_is_the_last_block_of_python(completion: str, program: str) -> None:
     assert program_of(completion) == program
+
+
+def test_many_open_fences_take_no_time() -> None:
+    started = time.monotonic()
+    assert program_of("```python\nx\n" * 30_000).startswith("```python")
+    assert time.monotonic() - started < 2
 
 
 # Hostile programs

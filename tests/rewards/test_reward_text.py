@@ -1,4 +1,5 @@
 import string
+import time
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,13 @@ def test_format_matches_the_whole_completion_across_lines() -> None:
         "",
     ]
     assert reward(["p"] * 4, completions, answer=["5"] * 4) == [1, 0, 0, 0]
+
+
+def test_a_pattern_that_would_run_for_ever_does_not_match() -> None:
+    reward = Format(pattern=r"(a|aa)+[bc]d?", timeout=0.2).build()
+    started = time.monotonic()
+    assert reward(["p"] * 3, ["a" * 60 + "bc", "aac", "b"], answer=["5"] * 3) == [0, 1, 0]
+    assert 0.1 < time.monotonic() - started < 2
 
 
 def test_a_broken_pattern_is_refused_when_the_recipe_is_read() -> None:

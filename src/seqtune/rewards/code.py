@@ -9,9 +9,8 @@ from typing import Any
 from seqtune.errors import SeqtuneError
 from seqtune.sandbox.programs import Programs
 
-_FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE | re.IGNORECASE
-)
+_FENCE = re.compile(r"([ \t]*)```[ \t]*([^`\s]*)[^`]*")
+_PYTHON = ("", "python", "python3", "py")
 
 
 @dataclass(frozen=True)
@@ -130,5 +129,17 @@ def _verdict(job: dict[str, Any], found: dict[str, Any] | None) -> Verdict:
 
 def program_of(completion: str) -> str:
     """The last complete fenced block of Python (or of no named language) in a completion, or all of it."""
-    blocks = _FENCE.findall(completion)
-    return blocks[-1] if blocks else completion
+    found: str | None = None
+    language: str | None = None
+    indent, block = "", ""
+    for line in completion.splitlines(keepends=True):
+        fence = _FENCE.fullmatch(line.rstrip("\r\n"))
+        if fence is None:
+            block += line.removeprefix(indent)
+        elif language is None or fence[2]:  # also where the block before was left open
+            indent, language, block = fence[1], fence[2].lower(), ""
+        else:
+            if language in _PYTHON:
+                found = block
+            language = None
+    return completion if found is None else found

@@ -7,17 +7,19 @@ Integers, the common case, are compared here without it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from seqtune.rewards.answers import ascii_maths, marked_answer, plain_integer, references
+from seqtune.rewards.answers import marked_answer, plain_integer, plain_maths, references
 from seqtune.sandbox.child import Child
 
 
 class MathEquiv:
     """`reward(prompts, completions, answer=[...])`: 1.0 where the completion's answer equals the reference, else 0.0.
 
-    The completion's answer follows its last `####`, or stands in its last `\\boxed{…}` (the later of the two), or is
-    what math-verify extracts: a formula or number after "final answer is" or "answer", else the last one in the text.
+    The completion's answer follows its last `####`, or stands in its last `\\boxed{…}` or `<answer>…</answer>` (what
+    comes last counts), or is what math-verify extracts: a formula or number after "final answer is" or "answer", else
+    the last one in the text.
     None where the reference is missing or is no mathematics. A comparison that takes too long counts as wrong.
 
     Args:
@@ -49,6 +51,8 @@ class MathEquiv:
             return None
         if not given:
             return 0.0
+        if marked and _spoken(given) == _spoken(wanted):
+            return 1.0
         return float(self._ask({"reference": wanted, "answer": given, "marked": marked}) is True)
 
     def _readable(self, reference: str) -> bool:
@@ -63,4 +67,12 @@ class MathEquiv:
 def _reading(text: str) -> tuple[str, bool]:
     """The part of a text that holds the answer, and whether a marker pointed at it."""
     marked = marked_answer(text)
-    return ascii_maths(text if marked is None else marked).strip(), marked is not None
+    return plain_maths(text if marked is None else marked).strip(), marked is not None
+
+
+_WORDS = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
+
+
+def _spoken(text: str) -> str:
+    """`\\text{Monday}` and `Monday` as the same."""
+    return "".join(_WORDS.sub(r"\1", text).split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
@@ -77,20 +76,24 @@ class Format(RewardSpec):
     name: Literal["format"] = "format"
     pattern: str
     """Regular expression the whole completion must match (dot matches newlines)."""
+    timeout: float = Field(5.0, gt=0)
+    """Seconds a completion may take before it counts as no match."""
 
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
+        import regex
+
         try:
-            re.compile(pattern)
-        except re.error as error:
+            regex.compile(pattern)
+        except regex.error as error:
             raise ValueError(f"not a regular expression: {error}") from error
         return pattern
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.format import matches
 
-        return _bound(matches, pattern=self.pattern)
+        return _bound(matches, pattern=self.pattern, timeout=self.timeout)
 
 
 class F1(RewardSpec):
