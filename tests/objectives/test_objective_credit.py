@@ -546,6 +546,7 @@ def test_dagrpo_leaves_near_duplicates_with_the_other_outcome_out() -> None:
     a = DaGrpo(group_size=4, tau=0.3).build_advantage()(rewards, completion_ids=ids, mask=mask)
     assert a.isnan().tolist() == [True, True, False, False]
     near(a[2:], group(rewards, 4)[2:])
+    near(DaGrpo(group_size=4, tau=0).build_advantage()(rewards, completion_ids=ids, mask=mask), group(rewards, 4))
 
 
 def test_worked_anchor_weight() -> None:
@@ -566,6 +567,24 @@ def test_anchors_are_learnt_without_a_ratio() -> None:
     p = LOGPS[0].exp()
     near(gradient[0], -A[0] * 0.1 * p / (p + 0.1) ** 2 / 14)
     assert_close(gradient[1:], plain[1][1:])
+
+
+def test_an_anchor_that_is_left_out_teaches_nothing() -> None:
+    prefix, a = torch.zeros_like(MASK), A.clone()
+    prefix[0], a[0] = True, NAN
+    loss, gradient, metrics = gradient_of(DaGrpo(anchors=True), a, count=9, prefix_mask=prefix)
+    near(loss, gradient_of(DaGrpo(), a, count=9)[0])
+    assert not gradient[0].any()
+    near(metrics["policy/empty_rows"], 0.25)
+
+
+def test_an_answer_rewritten_in_its_own_row_is_not_alone() -> None:
+    """Two of the tokens of row 1 are memory, three are its own: no row is empty, and nll is a mean over all four."""
+    memory = torch.zeros_like(MASK)
+    memory[0, :2] = True
+    metrics = gradient_of(Searcher(beta=0.0), A, count=14, memory_mask=memory)[2]
+    near(metrics["policy/memory_nll"], (1.1 + 0.75) / 4)
+    assert metrics["policy/empty_rows"] == 0
 
 
 def test_an_anchor_is_no_empty_row_and_a_token_without_a_probability_teaches_nothing() -> None:

@@ -58,6 +58,7 @@ def test_a_tiny_range_is_no_ratio_and_a_wide_one_saturates() -> None:
     far = run(ALol(), ref=REF_NLL + 5.0)
     near(far[0], 1.9 * 0.34)
     near(far[2]["a_lol/clipped"], 1.0)
+    near(run(ALol(), ref=REF_NLL - 5.0)[0], 0.1 * 0.34)
 
 
 def test_negative_advantages_never_unlearn() -> None:
