@@ -33,16 +33,25 @@ def seqtune(*words: str, site: Path, cwd: Path) -> str:
 
 def test_it_is_listed_with_its_distribution(site: Path, tmp_path: Path) -> None:
     listed = seqtune("list", "objectives", site=site, cwd=tmp_path)
-    assert [line.split()[:2] for line in listed.splitlines() if " acme-seqtune " in line] == [["ipo", "acme-seqtune"]]
+    ours = [line.split()[:2] for line in listed.splitlines() if " acme-seqtune " in line]
+    assert ours == [["gmpo", "acme-seqtune"], ["ipo", "acme-seqtune"]]
 
 
-def test_it_trains_by_its_name(site: Path, tmp_path: Path) -> None:
-    words = ["recipe=dpo_tiny", "objective=ipo", "objective.tau=0.2", "train.max_steps=1", "data.size=16"]
-    small = ["data.eval_size=4", "model.layers=1", "model.hidden_size=32", "model.intermediate_size=32"]
-    seqtune("train", *words, *small, "out=run", "--quiet", site=site, cwd=tmp_path)
+def test_they_train_by_their_names(site: Path, tmp_path: Path) -> None:
+    ipo = "'objective=ipo', 'objective.tau=0.2', 'data=template_pairs', 'train.batch_size=4'"
+    gmpo = "'objective=gmpo', 'rollout.updates=2', 'train.batch_size=8'"
+    small = ["model.layers=1", "model.hidden_size=32", "model.intermediate_size=32", "rollout.max_new_tokens=4"]
+    words = [*small, "data.size=16", "data.eval_size=4", "train.max_steps=2", f"+stages={{a: [{ipo}], b: [{gmpo}]}}"]
+    seqtune("train", "recipe=gspo_tiny", *words, "out=run", "--quiet", site=site, cwd=tmp_path)
     assert "tau: 0.2" in (tmp_path / "run" / "plan.yaml").read_text(encoding="utf-8")
+    assert "policy/weight_mean" in (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+
+
+def test_what_a_loss_does_not_read_is_refused(site: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"objective\.clip: \"soft\" is not 'pessimistic'"):
+        seqtune("show", "recipe=gspo_tiny", "objective=gmpo", "objective.clip=soft", site=site, cwd=tmp_path)
 
 
 def test_its_own_tests_pass(site: Path) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(EXAMPLE)]
-    assert "2 passed" in run(sys.executable, "-m", "pytest", *options, str(EXAMPLE / "tests"), site=site)
+    assert "4 passed" in run(sys.executable, "-m", "pytest", *options, str(EXAMPLE / "tests"), site=site)
