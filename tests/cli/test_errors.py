@@ -120,6 +120,10 @@ error: run= is missing
   where: command line
   hint: run=runs/RECIPE/TIME
 """,
+    "train recipe=gspo_tiny objective@train=grpo": """\
+error: objective: a group lands in the section of its own name, not in 'train'
+  where: command line
+""",
     "train --resume nowhere --dry-run": """\
 error: a resumed run keeps its plan; it cannot take --dry-run
   where: command line

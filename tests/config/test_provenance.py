@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from seqtune.config.provenance import Origin, provenance
+from seqtune.errors import SeqtuneError
 from seqtune_cli.compose import compose
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ stages:
 def recipe(workdir: Path) -> str:
     (workdir / "two.yaml").write_text(RECIPE, encoding="utf-8")
     return "two.yaml"
+
+
+def test_one_recipe_is_named() -> None:
+    with pytest.raises(SeqtuneError, match="two recipes are named: sft_tiny and gspo_tiny"):
+        compose(["recipe=sft_tiny"], "gspo_tiny")
+    assert compose(["recipe=sft_tiny"], "sft_tiny").recipe == "sft_tiny"
 
 
 def test_the_last_setter_is_named(recipe: str) -> None:
