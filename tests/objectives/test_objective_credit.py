@@ -323,6 +323,7 @@ def test_plan_and_answer_of_texts() -> None:
     assert plan_and_answer(["go</thi", "nk> 4", "2"], "</think>") == [-1, 1, 1]
     assert plan_and_answer(["no ", "marker"], "</think>") == [1, 1]
     assert plan_and_answer(["a</think>", "b</think>"], "</think>") == [-1, 1]
+    assert plan_and_answer(["ab", "<", "/think>", "c"], "</think>") == [0, -1, -1, 1]
 
 
 SPANS = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 9, 9], [0, 0, 1, 1, 9], [1, 1, 9, 9, 9]])

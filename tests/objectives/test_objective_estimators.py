@@ -247,7 +247,9 @@ def test_worked_prefix_schedule() -> None:
 
 
 def test_a_prefix_leaves_something_to_write() -> None:
-    assert [prefix_length(share, 10) for share in (0.0, 0.31, 0.95, 1.0)] == [1, 3, 9, 9]
+    assert [prefix_length(share, 10) for share in (0.0, 0.31, 0.39, 0.95, 1.0)] == [1, 3, 3, 9, 9]
+    found = [prefix_length(share / 100, 37) for share in range(101)]
+    assert found == sorted(found), "no less of a demonstration for a larger share"
     assert prefix_length(0.9, 1) == 0
 
 

@@ -69,6 +69,25 @@ def test_negative_advantages_never_unlearn() -> None:
         near(metrics["a_lol/learnt_from"], 0.5)
 
 
+def test_metrics_by_hand() -> None:
+    """Advantages .4 and -3 (counted as 0); the ratio before it is cut; nll of 3 and of 2 tokens; row 2's ratio."""
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    far = REF_NLL + torch.tensor([[0.0], [1.0]])
+    _, _, metrics = run(ALol(), advantages=torch.tensor([0.4, -3.0]).double(), ref=far, mask=mask)
+    near(metrics["a_lol/advantage"], 0.2)
+    near(metrics["a_lol/learnt_from"], 0.5)
+    near(metrics["a_lol/nll"], (1.7 / 3 + 1.1 / 2) / 2)
+    near(metrics["a_lol/ratio_mean"], (1.221403 + 6.049647) / 2)  # e^.2, e^(2.9 - 1.1)
+    near(metrics["a_lol/clipped"], 0.5)
+
+
+def test_the_seed_of_the_value_is_that_of_its_weights() -> None:
+    features, rewards = torch.eye(3), torch.tensor([0.1, 0.5, 0.9])
+    one, again, other = (fit_value(features, rewards, steps=0, seed=seed)(features) for seed in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
 def test_leftover_advantages_need_something_left_over() -> None:
     with pytest.raises(ValueError, match="every advantage is 0"):
         leftover_advantages(VALUES - 1, VALUES)

@@ -86,6 +86,16 @@ def test_the_better_goes_up_and_the_worse_down() -> None:
     near(anchored - gradient, [[-0.5, 0.0, 0.0]])
 
 
+def test_metrics_are_means_over_prompts() -> None:
+    """Prompt 1: two of three pairs in order; prompt 2: its only pair; prompt 3: none, all scores equal."""
+    logps = torch.tensor([[-1.0, -2.0, -1.5], [-1.0, -2.0, -9.0], [-1.0, -2.0, -3.0]])
+    scores = torch.tensor([[0.2, 0.1, 0.3], [1.0, 0.0, torch.nan], [1.0, 1.0, 1.0]])
+    _, metrics = slic_loss(logps, scores, denominator=3)
+    near(metrics["rank/accuracy"], (2 / 3 + 1) / 2)
+    near(metrics["rank/tied"], 1 / 3)
+    near(metrics["rank/best_logp"], (-1.5 - 1 - 1) / 3)
+
+
 @pytest.mark.parametrize("name", list(CALIBRATIONS))
 def test_every_calibration_keeps_the_contract(name: str) -> None:
     check_objective("slic", calibration=name)
