@@ -107,9 +107,36 @@ def test_scores_are_all_or_the_share_of_tests() -> None:
 
 
 def test_a_row_without_tests_is_not_scored_and_a_missing_column_is_named(box) -> None:
-    assert score(box, ["p"] * 3, ["x = 1"] * 3, {"tests": [None, [], ""]}) == [None, None, 1]
+    assert score(box, ["p"] * 4, ["x = 1"] * 4, {"tests": [None, [], "", ["\n", " "]]}) == [None] * 4
     with pytest.raises(SeqtuneError, match="column 'tests'"):
         score(box, ["p"], ["x"], {"answer": ["1"]})
+
+
+@pytest.mark.parametrize(
+    ("tests", "problem"),
+    [
+        ('{"inputs": [1], "outputs": [true]}', "is a value, not a program"),
+        ("[(1, 2), (3, 4)]", "is a value, not a program"),
+        ("f(1) =", "is not Python"),
+        (["assert True", "'f'"], "is a value"),
+        ({"inputs": [1]}, "are a program or a list of programs"),
+        ([1], "are a program or a list of programs"),
+    ],
+)
+def test_what_can_fail_no_program_is_no_test(box, tests, problem: str) -> None:
+    with pytest.raises(SeqtuneError, match=problem) as caught:
+        score(box, ["p"] * 2, ["x = 1"] * 2, {"tests": ["assert True", tests]})
+    assert caught.value.problems[0].where == "row 1, column 'tests'"
+
+
+def test_a_check_is_called_with_the_entry_point(box) -> None:
+    check = "def check(candidate):\n    assert candidate(1) == 2"
+    programs = ["def f(x): return x + 1", "def f(x): return x"]
+    for columns in ({"tests": [check] * 2, "entry_point": ["f"] * 2}, {"tests": [f"{check}\ncheck(f)"] * 2}):
+        assert score(box, ["p"] * 2, programs, columns) == [1, 0]
+    with pytest.raises(SeqtuneError, match="nothing calls it") as caught:
+        score(box, ["p"], programs[:1], {"tests": [check]})
+    assert "entry_point" in caught.value.problems[0].hint
 
 
 def test_several_rows_run_at_a_time_and_keep_their_places() -> None:
@@ -364,10 +391,8 @@ def test_a_token_seen_for_one_test_is_none_for_the_next(box) -> None:
 def test_a_program_cannot_stop_the_run_it_is_scored_for(box) -> None:
     """An OSError of ours would mean that a protection is gone, and end the training."""
     raising = "class E(Exception):\n    def __str__(self): raise OSError(1, 'x')\nraise E"
-    assert score(box, ["p"] * 2, [raising, "import os\nos.write(3, b'[' * 60000 + b'\\n')"], {"tests": ["0"] * 2}) == [
-        0,
-        1,
-    ]
+    flooding = "import os\nos.write(3, b'[' * 60000 + b'\\n')"
+    assert score(box, ["p"] * 2, [raising, flooding], {"tests": ["assert True"] * 2}) == [0, 1]
 
 
 def test_the_jailer_ends_with_its_owner_and_leaves_nothing(tmp_path, monkeypatch) -> None:

@@ -1,4 +1,5 @@
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from seqtune.errors import SeqtuneError
 from seqtune.rewards.score import score
 from seqtune.rewards.specs import Custom
+from seqtune.sandbox.child import Child
 
 SOURCE = """
 from dataclasses import dataclass
@@ -63,6 +65,18 @@ def test_a_function_in_a_module(file: Path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "mine")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_imports_what_lies_beside_it(tmp_path: Path, workers: int, monkeypatch) -> None:
+    folder = tmp_path / "with a space"
+    folder.mkdir()
+    (folder / "beside_the_reward.py").write_text("K = 2.0\n")
+    (folder / "json.py").write_text("raise ImportError('hides a module of Python')\n")
+    (folder / "mine.py").write_text("import json\nfrom beside_the_reward import K\ndef f(completions): return [K]\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert pooled(f"{folder}/mine.py:f", ["a"], workers=workers) == [2]
+    monkeypatch.delitem(sys.modules, "beside_the_reward", raising=False)
+
+
 def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
     source = "import sys\nVALUE = {}\ndef value(completions):\n    return [sys.modules[__name__].VALUE]\n"
     rewards = []
@@ -81,12 +95,16 @@ def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:
         ("{folder}/mine.py:weight", "'weight' of '{folder}/mine.py' cannot be called", ""),
         ("{folder}/broken.py:length", "fails with SyntaxError", ""),
         ("{folder}/raising.py:length", "fails with ZeroDivisionError: division by zero", ""),
+        ("{folder}/leaving.py:length", "fails with SystemExit", ""),
+        ("{folder}/relative.py:length", "fails with ImportError", "`import helper`"),
         ("no_such_package_here:length", "No module named 'no_such_package_here'", "path/to/file.py:function"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(file: Path, name: str, problem: str, hint: str) -> None:
     (file.parent / "broken.py").write_text("def length(:\n")
     (file.parent / "raising.py").write_text("1 / 0\n")
+    (file.parent / "leaving.py").write_text("raise SystemExit\n")
+    (file.parent / "relative.py").write_text("from . import mine\n")
     with pytest.raises(SeqtuneError) as caught:
         Custom(name=name.format(folder=file.parent)).build()
     found = caught.value.problems[0]
@@ -112,7 +130,16 @@ def test_a_name_that_is_no_place_and_function_is_refused(name: str) -> None:
 
 
 FILE = """
-import asyncio, os, time
+import asyncio, os, sys, time
+
+def leaving(completions):
+    sys.exit()
+
+def reading(completions):
+    return [float(len(sys.stdin.readline())) for _ in completions]
+
+async def impatient(completions):
+    raise TimeoutError("the judge is silent")
 
 def pid(completions):
     print("not an answer")
@@ -172,7 +199,13 @@ def test_workers_hand_lists_and_coroutines_through(rewards) -> None:
 def test_a_worker_that_fails_names_the_row(rewards) -> None:
     with pytest.raises(SeqtuneError, match="ZeroDivisionError") as caught:
         pooled(f"{rewards}:failing", ["a", "b"], workers=1, columns={"answer": [1, 0]})
-    assert caught.value.problems[0].where == "row 1"
+    assert caught.value.problems[0].where == "row 1, prompt 'p'"
+
+
+def test_a_worker_that_leaves_or_reads_its_input_is_no_silent_none(rewards) -> None:
+    with pytest.raises(SeqtuneError, match="raised SystemExit"):
+        pooled(f"{rewards}:leaving", ["a"], workers=1)
+    assert pooled(f"{rewards}:reading", ["a", "b"], workers=1, timeout=20.0) == [0, 0]
 
 
 def test_a_worker_that_cannot_load_the_function_says_so(rewards) -> None:
@@ -189,5 +222,34 @@ def test_a_coroutine_has_a_time_of_its_own(rewards) -> None:
     assert pooled(f"{rewards}:waiting", ["0", "0"], timeout=5.0) == [1, 1]
     with pytest.raises(SeqtuneError, match=r"took more than 0\.05 s for 1 completions"):
         pooled(f"{rewards}:waiting", ["30"], timeout=0.05)
+    with pytest.raises(SeqtuneError, match="raised TimeoutError: the judge is silent"):
+        pooled(f"{rewards}:impatient", ["0"], timeout=5.0)
     with pytest.raises(SeqtuneError, match="nothing can interrupt it"):
         pooled(f"{rewards}:pid", ["0"], timeout=0.05)
+
+
+def test_a_process_with_many_open_files_still_asks(rewards) -> None:
+    """`select.select` refuses files from number 1024 on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1400:
+        pytest.skip("this user may not open so many files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1400), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert pooled(f"{rewards}:sleeping", ["0.01"], workers=1, timeout=20.0) == [0.01]
+    finally:
+        for one in held:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_late_rows_leave_no_process_and_no_file() -> None:
+    child = Child("none", purpose="p", where="w")
+    child._command = [sys.executable, "-S", "-E", "-c", "import time; print(1, flush=True); time.sleep(60)"]
+    assert child.ask("x", 0.01) is None
+    files = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
+    for _ in range(50):
+        assert child.ask("x", 0.001) is None
+    assert child._process is not None
+    assert child._process.poll() is not None
+    assert len(os.listdir("/proc/self/fd") if files else []) == len(files)

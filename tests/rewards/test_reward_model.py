@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from seqtune.config.axes import TinyModelSpec
 from seqtune.errors import SeqtuneError
@@ -58,9 +63,28 @@ def test_the_beginning_of_what_is_too_long_is_cut(saved) -> None:
     assert first == pytest.approx(second, abs=1e-6)
 
 
+def test_a_model_without_a_pad_token_scores_batches_as_rows(saved, tmp_path) -> None:
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    model.config.pad_token_id = tokenizer.pad_token = None
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    one, all_ = (RewardModel(path=str(tmp_path), batch_size=size).build() for size in (1, 4))
+    assert score(all_, PROMPTS, COMPLETIONS, {}) == pytest.approx(score(one, PROMPTS, COMPLETIONS, {}), abs=1e-5)
+
+
+def encoder(folder):
+    settings = BertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, num_labels=1
+    )
+    BertForSequenceClassification(settings).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
+        (lambda folder: encoder(folder / "encoder"), "does not score the last token"),
         (lambda folder: folder / "nowhere", "neither a folder"),
         (lambda folder: save(folder / "many", labels=3), "has 3 outputs"),
         (lambda folder: adapter(folder / "adapter"), "holds an adapter"),

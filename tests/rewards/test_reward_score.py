@@ -49,6 +49,10 @@ def test_arrays_are_lists(returned) -> None:
         (["1", 0, 0], "returned '1', which is not a number", "row 0, prompt 'first question'"),
         ([0, 0, [1]], "returned [1], which is not a number", "row 2"),
         ([0, 1j, 0], "which is not a number", "row 1"),
+        ([10**400, 0, 0], "returned inf", "row 0"),
+        ([0, torch.ones(2, 2), 0], "which is not a number", "row 1"),
+        ([0, 0, np.ones((2, 2))], "which is not a number", "row 2"),
+        ([0, "x" * 10_000, 0], "xxx…, which is not a number", "row 1"),
         ([1, 0], "returned 2 values for 3 completions", "row 2, prompt 'third question'"),
         ([1, 0, 0, 1], "returned 4 values for 3 completions", "row 2"),
         (1.0, "returned float for 3 completions", ""),
@@ -73,6 +77,38 @@ def test_a_reward_that_raises_names_the_row_it_raises_on() -> None:
         score(ratio, PROMPTS, COMPLETIONS, {"size": [1, 2, 0]})
     assert caught.value.problems[0].where == "row 2, prompt 'third question'"
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+class Shy(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SystemExit(0), "raised SystemExit: 0"),
+        (asyncio.CancelledError(), "raised CancelledError"),
+        (Shy(), "raised Shy: (cannot be shown)"),
+        (ValueError("x" * 10_000), "xxx…"),
+    ],
+)
+def test_whatever_a_reward_raises_is_told(error: BaseException, said: str) -> None:
+    def raising(prompts, completions):
+        raise error
+
+    with pytest.raises(SeqtuneError) as caught:
+        score(raising, PROMPTS, COMPLETIONS, {})
+    assert said in caught.value.problems[0].problem
+    assert len(str(caught.value)) < 600
+
+
+def test_ctrl_c_is_no_error_of_the_reward() -> None:
+    def stopped(prompts, completions):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(stopped, PROMPTS, COMPLETIONS, {})
 
 
 def test_a_reward_that_raises_on_the_batch_only_says_so() -> None:

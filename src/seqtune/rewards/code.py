@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from seqtune.errors import SeqtuneError
@@ -90,7 +93,7 @@ class CodeExec:
         """What became of every program; None for a row without tests.
 
         Raises:
-            SeqtuneError: The data has no such column, or the sandbox does not start.
+            SeqtuneError: The data has no such column, a test is none, or the sandbox does not start.
         """
         if self._tests not in columns:
             raise SeqtuneError(
@@ -100,25 +103,67 @@ class CodeExec:
             )
         entries = columns.get("entry_point") or [None] * len(completions)
         jobs = [
-            self._job(prompt, completion, tests, entry)
-            for prompt, completion, tests, entry in zip(
-                prompts, completions, columns[self._tests], entries, strict=True
+            self._job(prompt, completion, _programs(tests, f"row {row}, column '{self._tests}'"), entry)
+            for row, (prompt, completion, tests, entry) in enumerate(
+                zip(prompts, completions, columns[self._tests], entries, strict=True)
             )
         ]
         given = [job for job in jobs if job is not None]
         found = iter(self.programs.run(given, self._timeout))
         return [None if job is None else _verdict(job, next(found)) for job in jobs]
 
-    def _job(self, prompt: str, completion: str, tests: Any, entry: Any) -> dict[str, Any] | None:
-        found = [tests] if isinstance(tests, str) else list(tests or [])
-        if not found:
+    def _job(self, prompt: str, completion: str, tests: list[str], entry: Any) -> dict[str, Any] | None:
+        if not tests:
             return None
-        if entry and any("def check(" in test for test in found):
-            found[-1] += f"\ncheck({entry})\n"
+        if any("def check(" in test for test in tests):
+            tests = self._checking(tests, entry)
         program = program_of(completion)
         if self._continues:
             program = prompt + program
-        return {"program": program, "tests": found, "timeout": self._timeout, "watched": True}
+        return {"program": program, "tests": tests, "timeout": self._timeout, "watched": True}
+
+    def _checking(self, tests: list[str], entry: Any) -> list[str]:
+        """The tests of HumanEval define `check(candidate)` and leave it to others to call it."""
+        if entry:
+            return [*tests[:-1], f"{tests[-1]}\ncheck({entry})\n"]
+        if "\n".join(tests).replace("def check(", "").count("check("):
+            return tests
+        raise SeqtuneError(
+            f"the tests in the column '{self._tests}' define check(candidate), and nothing calls it",
+            where="reward.tests",
+            hint="add the column 'entry_point' with the name of the function to check, or the call to the tests",
+        )
+
+
+def _programs(tests: Any, where: str) -> list[str]:
+    """The tests of a row, a program each, without empty ones."""
+    listed = [tests] if isinstance(tests, str) else [] if tests is None else tests
+    if not isinstance(listed, list | tuple) or not all(isinstance(test, str) for test in listed):
+        raise SeqtuneError(f"tests are a program or a list of programs, and these are {tests!r:.200}", where=where)
+    for test in listed:
+        if problem := _no_test(test):
+            raise SeqtuneError(
+                f"this test {problem}: {test:.200}",
+                where=where,
+                hint="a test is Python that fails where the program is wrong: assert solve(2) == 4",
+            )
+    return [test for test in listed if test.strip()]
+
+
+@lru_cache(maxsize=4096)
+def _no_test(test: str) -> str:
+    """Why a text can fail no program; empty if it can, or is empty."""
+    try:
+        parsed = ast.parse(test)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        return f"is not Python ({error})"
+    for read in (ast.literal_eval, json.loads):
+        try:
+            read(test)
+        except (SyntaxError, ValueError, TypeError):
+            continue
+        return "is a value, not a program" if parsed.body else ""
+    return ""
 
 
 def _verdict(job: dict[str, Any], found: dict[str, Any] | None) -> Verdict:

@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from seqtune.errors import SeqtuneError, did_you_mean
+from seqtune.rewards.score import place
 from seqtune.sandbox.child import Child
 from seqtune.sandbox.functions import load_function
 from seqtune.sandbox.pool import Pool
@@ -42,8 +43,11 @@ def load(name: str, *, timeout: float | None = None) -> Callable[..., Any]:
 def _in_time(reward: Callable[..., Any], name: str, timeout: float) -> Callable[..., Any]:
     async def limited(prompts: list[str], completions: list[str], **columns: list[Any]) -> Any:
         try:
-            return await asyncio.wait_for(reward(prompts, completions, **columns), timeout)
+            async with asyncio.timeout(timeout) as limit:
+                return await reward(prompts, completions, **columns)
         except TimeoutError as error:
+            if not limit.expired():  # the reward's own
+                raise
             raise SeqtuneError(
                 f"reward '{name}' took more than {timeout:g} s for {len(completions)} completions",
                 where="reward.timeout",
@@ -89,7 +93,7 @@ class Pooled:
             ) from error
         for row, one in enumerate(found):
             if one is not None and "problem" in one:
-                raise SeqtuneError(one["problem"], where=f"row {row}", hint=one["hint"])
+                raise SeqtuneError(one["problem"], where=place(row, prompts), hint=one["hint"])
         return [None if one is None else one["score"] for one in found]
 
 

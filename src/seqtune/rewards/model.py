@@ -30,7 +30,7 @@ class RewardModel:
         max_length: Tokens of a row that are read; the beginning of a longer one is cut off. None cuts nothing.
 
     Raises:
-        SeqtuneError: There is no such model, it is an adapter, or it has several outputs.
+        SeqtuneError: There is no such model, it is an adapter, has several outputs, or no causal model as its base.
     """
 
     def __init__(self, path: str, *, revision: str | None, batch_size: int, max_length: int | None) -> None:
@@ -59,6 +59,12 @@ class RewardModel:
                 f"'{path}' has {model.config.num_labels} outputs; a reward model has one",
                 where="reward.path",
                 hint="a classifier is no reward model; give one with a single score",
+            )
+        if not hasattr(model, "score"):
+            raise SeqtuneError(
+                f"'{path}' is a {type(model).__name__}, which does not score the last token",
+                where="reward.path",
+                hint="give a classifier whose base is a causal language model",
             )
         self._device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self._model = model.to(self._device).eval().requires_grad_(False)

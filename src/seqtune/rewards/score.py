@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,6 +20,8 @@ Score = float | list[float] | None
 
 SHOWN = 80
 """Characters of a prompt quoted in a message."""
+LONGEST = 300
+"""Characters of what a reward returned or raised."""
 
 
 @overload
@@ -71,25 +74,38 @@ def score(
         values = settled(reward(list(prompts), list(completions), **given))
     except SeqtuneError:
         raise
-    except Exception as error:  # a user's code may raise anything; it is told with the row
+    except _RAISED as error:  # a user's code may raise anything; it is told with the row
         row = _culprit(reward, prompts, completions, given)
-        place = "the batch as a whole" if row is None else _place(row, prompts)
+        found = "the batch as a whole" if row is None else place(row, prompts)
         raise SeqtuneError(
-            f"reward '{title}' raised {type(error).__name__}: {error}",
-            where=place,
+            f"reward '{title}' raised {type(error).__name__}: {_text(error)}",
+            where=found,
             hint="a reward returns None for what it cannot score",
         ) from error
     if hasattr(values, "tolist"):  # arrays and tensors
         values = values.tolist()
     if not isinstance(values, list | tuple) or len(values) != len(completions):
         got = f"{len(values)} values" if isinstance(values, list | tuple) else type(values).__name__
-        first = _place(min(len(values), len(completions) - 1), prompts) if isinstance(values, list | tuple) else ""
+        first = place(min(len(values), len(completions) - 1), prompts) if isinstance(values, list | tuple) else ""
         raise SeqtuneError(
             f"reward '{title}' returned {got} for {len(completions)} completions",
             where=first and f"from {first}",
             hint="return a list with one number or None per completion",
         )
     return [_score(value, title, row, prompts, vectors) for row, value in enumerate(values)]
+
+
+_RAISED = (Exception, SystemExit, asyncio.CancelledError)
+"""What a reward's code may raise: all but the user's Ctrl-C. `sys.exit()` in it must not look like the end of a run."""
+
+
+def _text(value: Any, form: Callable[[Any], str] = str) -> str:
+    """How a user's object shows itself, cut to a line's length; it may fail to."""
+    try:
+        shown = form(value)
+    except Exception:  # its class is the user's as well
+        return "(cannot be shown)"
+    return shown if len(shown) <= LONGEST else shown[:LONGEST] + "…"
 
 
 def settled(value: Any) -> Any:
@@ -115,15 +131,15 @@ def _score(value: Any, title: str, row: int, prompts: Sequence[str], vectors: bo
         return _number(value, title, row, prompts)
     if not vectors:
         raise SeqtuneError(
-            f"reward '{title}' returned {value!r}, which is not a number",
-            where=_place(row, prompts),
+            f"reward '{title}' returned {_text(value, repr)}, which is not a number",
+            where=place(row, prompts),
             hint="a completion gets one number here; several (a rank, segment or token each) have no place",
         )
     numbers = [_number(one, title, row, prompts) for one in value]
     if not numbers or None in numbers:
         raise SeqtuneError(
-            f"reward '{title}' returned {value!r}, in which a number is missing",
-            where=_place(row, prompts),
+            f"reward '{title}' returned {_text(value, repr)}, in which a number is missing",
+            where=place(row, prompts),
             hint="return at least one number and no None in a list; None for the whole row if it cannot be scored",
         )
     return numbers  # type: ignore[return-value]  # no None among them
@@ -132,16 +148,21 @@ def _score(value: Any, title: str, row: int, prompts: Sequence[str], vectors: bo
 def _number(value: Any, title: str, row: int, prompts: Sequence[str]) -> float | None:
     if value is None:
         return None
-    if not isinstance(value, Real) and hasattr(value, "item"):  # a tensor holding one number
-        value = value.item()
-    if not isinstance(value, Real):
-        problem = f"reward '{title}' returned {value!r}, which is not a number"
-    elif not math.isfinite(value):
-        problem = f"reward '{title}' returned {float(value)}"
+    if not isinstance(value, Real) and hasattr(value, "item"):
+        with suppress(TypeError, ValueError, RuntimeError):  # it holds several, or is no tensor
+            value = value.item()
+    try:
+        found = float(value) if isinstance(value, Real) else None
+    except OverflowError:  # an integer or a fraction of more digits than any float
+        found = math.inf
+    if found is None:
+        problem = f"reward '{title}' returned {_text(value, repr)}, which is not a number"
+    elif not math.isfinite(found):
+        problem = f"reward '{title}' returned {found}"
     else:
-        return float(value)
+        return found
     raise SeqtuneError(
-        problem, where=_place(row, prompts), hint="return a finite number, or None for what cannot be scored"
+        problem, where=place(row, prompts), hint="return a finite number, or None for what cannot be scored"
     )
 
 
@@ -153,12 +174,13 @@ def _culprit(
         try:
             own = {key: values[row : row + 1] for key, values in columns.items()}
             settled(reward([prompts[row]], [completions[row]], **own))
-        except Exception:  # the caller reports the error that the whole batch raised
+        except _RAISED:  # the caller reports the error that the whole batch raised
             return row
     return None
 
 
-def _place(row: int, prompts: Sequence[str]) -> str:
+def place(row: int, prompts: Sequence[str]) -> str:
+    """How messages name a row: its number and the beginning of its prompt."""
     prompt = prompts[row]
     beginning = prompt if len(prompt) <= SHOWN else prompt[:SHOWN] + "…"
     return f"row {row}, prompt {beginning!r}"

@@ -106,11 +106,12 @@ def _line(child: subprocess.Popen[bytes], seconds: float) -> bytes:
     """One line of the child's output; empty if it ended or did not write one in time."""
     assert child.stdout is not None
     deadline = time.monotonic() + seconds
+    output = select.poll()  # `select.select` knows no file from number 1024 on
+    output.register(child.stdout, select.POLLIN)
     line = b""
     while not line.endswith(b"\n"):
-        left = None if seconds == float("inf") else max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([child.stdout], [], [], left)
-        part = os.read(child.stdout.fileno(), 65536) if ready else b""
+        left = None if seconds == float("inf") else max(0.0, deadline - time.monotonic()) * 1000
+        part = os.read(child.stdout.fileno(), 65536) if output.poll(left) else b""
         if not part:
             return b""
         line += part

@@ -54,11 +54,15 @@ def _from_file(path: Path, where: str) -> ModuleType:
     assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[title] = module  # dataclasses and typing look modules up there
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # `import helper` finds helper.py beside the file, and nothing of ours is hidden by it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # importing a user's code may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's code may raise anything
         del sys.modules[title]
-        raise SeqtuneError(_failed(str(path), error), where=where) from error
+        relative = isinstance(error, ImportError) and "relative import" in str(error)
+        hint = "a file is no package: `import helper` finds the helper.py beside it" if relative else ""
+        raise SeqtuneError(_failed(str(path), error), where=where, hint=hint) from error
     return module
 
 
@@ -71,9 +75,9 @@ def _from_module(place: str, where: str, field: str) -> ModuleType:
             where=where,
             hint=f"install the package, or name a file: {field}=path/to/file.py:function",
         ) from error
-    except Exception as error:  # importing a user's code may raise anything
+    except (Exception, SystemExit) as error:  # importing a user's code may raise anything
         raise SeqtuneError(_failed(place, error), where=where) from error
 
 
-def _failed(place: str, error: Exception) -> str:
+def _failed(place: str, error: BaseException) -> str:
     return f"importing '{place}' fails with {type(error).__name__}: {error}"
