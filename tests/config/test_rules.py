@@ -77,6 +77,8 @@ BROKEN = [
     ("gspo_tiny", ["objective=rank_grpo", "objective.ranks=3", "reward=list_ndcg", "reward.output=exp_inf",
      "reward.k=3", "objective.overflow_penalty=0.2"], "objective.overflow_penalty: nothing reads it; "
      "objective.aggregation=rank leaves out", "command line", "leave"),
+    ("gspo_tiny", ["peft=lora", "peft.dropout=0.1"], "peft.dropout: nothing reads it; objective 'gspo' compares with",
+     "command line", "leave"),
     ("gspo_tiny", ["objective=dagrpo", "objective.anchor_gamma=0.2"], "objective.anchor_gamma: nothing reads it; "
      "objective.anchors=false", "command line", "leave"),
     ("gspo_tiny", ["objective=prefix_rft", "objective.share_schedule=constant", "objective.share_last=0.1"],

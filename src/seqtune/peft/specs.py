@@ -30,7 +30,7 @@ class Lora(PeftSpec):
     alpha: float = Field(32.0, gt=0)
     """α: the update is scaled by α / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
+    """Dropout on the adapter's input; policy objectives train without, as they sample."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the modules that get an adapter; `all-linear` takes every linear layer but the LM head."""
 

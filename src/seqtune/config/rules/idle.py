@@ -112,6 +112,8 @@ def _idle(path: str, stage: Stage) -> str | None:
         return "eval.stop_entropy=null stops no completion"
     if path in ("eval.stop_segment", "eval.stop_top") and stage.eval.stop_entropy is None and not stage.eval.entropy:
         return "nothing takes entropies: eval.entropy=true measures them, eval.stop_entropy stops by them"
+    if path == "peft.dropout" and family == "policy":
+        return f"objective '{objective.name}' compares with the policy that samples, which has no dropout"
     if path == "train.epochs" and stage.train.max_steps is not None:
         return f"train.max_steps={stage.train.max_steps} decides; train.max_steps=null trains epochs"
     return None
