@@ -244,6 +244,19 @@ def test_rank_advantages_skip_the_end_and_the_overflow() -> None:
         RankGrpo(group_size=2).build_advantage()(rewards, ended=torch.tensor([True, False]), **given_)
 
 
+def test_shaping_is_as_large_as_the_fields_say() -> None:
+    """K = 1: two tokens beyond in the first list; the second is whole, its end gets the bonus alone."""
+    spec = RankGrpo(group_size=2, ranks=1, overflow_penalty=0.3, ending_bonus=0.5)
+    found = spec.build_advantage()(
+        of(1, 0),
+        rank_rewards=of(1, 0).unsqueeze(1),
+        segments=torch.tensor([[0, 1, 1], [0, 0, 0]]),
+        mask=torch.ones(2, 3),
+        ended=torch.ones(2),
+    )
+    near(found, [[0.707007, -0.3, -0.3], [-0.707007, -0.707007, 0.5]])
+
+
 def test_ranks_that_are_missing_count_as_nothing_earned() -> None:
     """The second list has one item: at rank 2 it has 0 in the statistics and no token."""
     items, earned = torch.tensor([[0, 1], [0, 0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]).double()
@@ -324,6 +337,7 @@ def test_plan_and_answer_of_texts() -> None:
     assert plan_and_answer(["no ", "marker"], "</think>") == [1, 1]
     assert plan_and_answer(["a</think>", "b</think>"], "</think>") == [-1, 1]
     assert plan_and_answer(["ab", "<", "/think>", "c"], "</think>") == [0, -1, -1, 1]
+    assert TsGrpo(marker="#").build_segments()(["a", "#", "b</think>"]) == [0, -1, 1]
 
 
 SPANS = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 9, 9], [0, 0, 1, 1, 9], [1, 1, 9, 9, 9]])
@@ -437,6 +451,17 @@ def test_a_demonstration_of_a_completion_that_is_left_out_is_left_out() -> None:
         ended=torch.tensor([True, False]),
     )
     assert found.isnan().tolist() == [[False, False], [True, True]]
+
+
+def test_the_shares_of_demonstrations_are_those_of_the_fields() -> None:
+    spec = PrefixRft(share_first=0.8, share_last=0.2, share_high=0.6, share_schedule="linear")
+    shares = spec.build_prefix_shares(10)
+    assert [shares(step) for step in (0, 5, 10, 20)] == [
+        (0.8, 0.8),
+        (pytest.approx(0.5), 0.6),
+        (pytest.approx(0.2), 0.6),
+        (pytest.approx(0.2), 0.6),
+    ]
 
 
 def test_demonstration_tokens_have_ratio_one_in_half_precision_too() -> None:

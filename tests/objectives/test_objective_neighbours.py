@@ -63,7 +63,7 @@ def learnt(name: str, fields: dict[str, Any]) -> torch.Tensor:
     spec = OBJECTIVES.load(name)(**{**fields, "group_size": GROUP})
     batch = example("policy", also=spec.loss_inputs)
     made = rollout(0, batch.tensors["mask"], batch.tensors["old_logps"])
-    rewards = torch.tensor([1, 0, 0.25, 0, 1, 0.75, 0, 1]).double()
+    rewards = torch.tensor([0, 1, 0, 0.25, 0, 0.75, 0.75, 0.75]).double()
     advantages = spec.build_advantage()(rewards, **{name: made[name] for name in spec.advantage_inputs})
     batch.tensors["advantages"] = advantages
     return outcome(spec.build(), batch, ROWS).gradients["logps"]
@@ -105,6 +105,64 @@ PAIRS = [
 @pytest.mark.parametrize(("one", "its", "other", "others"), PAIRS)
 def test_a_method_is_not_its_neighbour(one: str, its: dict[str, Any], other: str, others: dict[str, Any]) -> None:
     assert (learnt(one, its) - learnt(other, others)).abs().max() > 1e-3
+
+
+WIDE = {"epsilon_low": 0.3, "epsilon_high": 0.4}
+SOFT = {"clip": "soft"}
+GAP = {"correction": "truncate", "correction_high": 1.1}
+FIELDS = [
+    ("policy", {"advantage": "reinforce_pp"}, {"gamma": 0.5}),
+    ("policy", {}, {"overlong": 0.5}),
+    ("policy", {}, {"truncated": "drop"}),
+    ("policy", {"credit": "tree"}, {"tree_weight": 0.5}),
+    ("policy", {"credit": "tree"}, {"tree_root": False}),
+    ("policy", {}, {"entropy_drop": 0.5}),
+    ("policy", {}, {"epsilon_low": 0.05}),
+    ("policy", {}, {"epsilon_high": 0.05}),
+    ("policy", {}, {"bound": 1.21}),
+    ("policy", SOFT, {"tau_positive": 3.0}),
+    ("policy", SOFT, {"tau_negative": 3.0}),
+    ("policy", GAP, {"correction_high": 1.05}),
+    ("policy", {**GAP, "correction": "mask"}, {"correction_low": 0.95}),
+    ("policy", GAP, {"correction_over": "sequence_mean"}),
+    ("policy", GAP, {"correction_normalised": True}),
+    ("policy", {"rejection": "max"}, {"rejection_threshold": 0.001}),
+    ("policy", {"rejection": "max"}, {"rejection_kl": "k1"}),
+    ("policy", {"rejection": "max"}, {"rejection": "mean"}),
+    ("policy", {}, {"off_policy_threshold": 0.01}),
+    ("policy", {"beta": 0.1}, {"beta": 0.2}),
+    ("policy", {"beta": 0.1}, {"kl": "k2"}),
+    ("policy", {"beta": 0.1}, {"kl_corrected": True}),
+    ("policy", {"beta": 1}, {"kl_in": "reward"}),
+    ("policy", {"beta": 1, "kl_in": "reward"}, {"kl": "k1"}),
+    ("espo_entropy", WIDE, {"share": 0.6}),
+    ("espo_entropy", {**WIDE, "grouping": "bins"}, {"bins": 3}),
+    ("espo_entropy", {"epsilon_low": 0.2, "epsilon_high": 0.2, "alpha": 2}, {"width_low": 1.0}),
+    ("ts_grpo", {}, {"plan_weight": 0.5}),
+    ("ts_grpo", {}, {"answer_weight": 0.5}),
+    ("ts_grpo", {}, {"plan_epsilon_low": 0.01}),
+    ("ts_grpo", {}, {"plan_epsilon_high": 0.01}),
+    ("ts_grpo", {}, {"plan_advantage": "own"}),
+    ("ts_grpo", {"plan_advantage": "own"}, {"plan_advantage": "sum"}),
+    ("ts_grpo", {}, {"advantage": "centered"}),
+    ("dagrpo", {"tau": 0.9}, {"success": 0.8}),
+    ("dagrpo", {"anchors": True}, {"anchor_gamma": 0.5}),
+    ("rank_grpo", {}, {"rank_reward": "own"}),
+    ("rank_grpo", {}, {"aggregation": "token_sum"}),
+    ("prefix_rft", {"prefix_keep": 1}, {"bound": 1.21}),
+    ("foresight", {}, {"format_weight": 0.5}),
+    ("foresight", {}, {"execution_weight": 0.2}),
+    ("foresight", {}, {"judge_weight": 0.8}),
+    ("searcher", {}, {"correct": 0.2}),
+    ("searcher", {}, {"calls_weight": 0.5}),
+    ("searcher", {}, {"calls_limit": 0.1}),
+    ("searcher", {}, {"mu": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "change"), FIELDS)
+def test_what_a_field_says_is_learnt(name: str, fields: dict[str, Any], change: dict[str, Any]) -> None:
+    assert (learnt(name, {**fields, **change}) - learnt(name, fields)).abs().max() > 1e-5
 
 
 def test_the_four_a_lols_differ_away_from_the_reference() -> None:

@@ -33,6 +33,7 @@ def test_worked(spec, loss: float) -> None:
     KL: .34 + .1 * (.2 + .3) / 2 = .365."""
     near(A, [0.4, 0.0])
     near(run(spec)[0], loss)
+    near(run(ALolKl(beta=0.3))[0], 0.34 + 0.3 * 0.25)
 
 
 def test_no_gradient_passes_through_the_ratio() -> None:

@@ -137,6 +137,19 @@ def test_worked_kto() -> None:
     near(metrics["rewards/margin"], 0.15)
 
 
+def test_metrics_of_kto() -> None:
+    """r(chosen) = .5 and 2, r(rejected) = -1 and 2 at β = .1; the second pair is a tie."""
+    given_ = of(-10, -8), of(-12, -9), of(-10.5, -10), of(-11, -11)
+    loss, metrics = Kto(desirable_weight=3.0).build()(*given_, of(-1)[0], denominator=2)
+    near(metrics["rewards/chosen"], 0.125)
+    near(metrics["rewards/rejected"], 0.05)
+    near(metrics["rewards/margin"], 0.075)
+    assert metrics["rewards/accuracy"] == 0.5
+    assert metrics["policy/kl"] == 0
+    sigma = [1 / (1 + math.exp(-x)) for x in (0.05, 0.2, 0.1, -0.2)]
+    near(loss, (3 * (2 - sigma[0] - sigma[1]) + 2 - sigma[2] - sigma[3]) / 4)
+
+
 def test_kto_is_not_dpo() -> None:
     """A completion's gradient in KTO does not depend on its partner; in DPO it does."""
     found: dict[str, list[Tensor]] = {"kto": [], "dpo": []}

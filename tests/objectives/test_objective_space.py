@@ -530,6 +530,7 @@ def test_worked_espo() -> None:
     arrays = (D.nan_to_num().numpy(), ENTROPIES.nan_to_num().numpy(), A.numpy(), MASK.numpy())
     assert oracle.espo(*arrays, 0.2, 0.5, 0.003, 0.004) == pytest.approx(0.039591, abs=1e-6)
     near(metrics["policy/clip_width"], 1.657895)
+    near(gradient_of(EspoEntropy(width_high=1.2), A, entropies=ENTROPIES)[2]["policy/clip_width"], 1.2)
 
 
 def test_worked_espo_ratios_and_widths() -> None:
