@@ -139,6 +139,11 @@ def test_a_value_left_over_from_the_recipe_is_named_with_its_file(tmp_path: Path
     assert told.where == f"{file}:5"
 
 
+def test_a_value_inside_sections_that_nothing_reads_is_told_once() -> None:
+    (told,) = problems("+rollout.tools.x.name=python")
+    assert told.problem.startswith("rollout.tools.x.name: nothing reads it")
+
+
 def test_a_tool_is_read_as_strictly_as_a_reward() -> None:
     (told,) = problems("rollout.tools={a:{name:python,timout:3}}", recipe="gspo_tiny")
     assert (told.problem, told.where) == ("rollout.tools.a.timout: not a field of tool 'python' (3)", "command line")

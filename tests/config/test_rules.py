@@ -128,6 +128,8 @@ BROKEN = [
     ("gspo_tiny", ["packing.path=packs/x"],
      "packing.path holds packed rows of texts, which objective 'gspo' does not train on",
      "packing.path: command line", "packing.path=null"),
+    ("sft_tiny", ["+rollout.tools.x.name=python"], "rollout.tools.x.name: nothing reads it; objective 'sft' samples no",
+     "command line", "leave rollout.tools.x.name out"),
     ("dpo_tiny", ["packing.path=packs/x"],
      "packing.path holds packed rows of texts, which objective 'dpo' does not train on",
      "packing.path: command line", "packing.path=null"),

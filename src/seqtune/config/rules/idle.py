@@ -25,7 +25,9 @@ def unread(stages: Sequence[Stage], given: Sequence[ComposedStage]) -> dict[str,
         for path, origin in composed.origins.items():
             if origin.kind in ("command line", "stage") and "." in path:
                 reasons.setdefault(path, []).append(_idle(path, stage))
-    return {path: why[0] for path, why in reasons.items() if why[0] is not None and None not in why}
+    idle = {path: why[0] for path, why in reasons.items() if why[0] is not None and None not in why}
+    # What is said of a section is said by the values in it.
+    return {path: why for path, why in idle.items() if not any(other.startswith(f"{path}.") for other in idle)}
 
 
 OBJECTIVE_READS: dict[str, tuple[str, tuple[str | bool, ...], str]] = {
