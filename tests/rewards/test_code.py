@@ -511,6 +511,35 @@ def test_another_user_is_as_safe_as_root(victim, without: dict) -> None:
     assert unharmed(victim)
 
 
+FILTERED = """
+import fcntl, os, resource, socket, struct
+from seqtune.sandbox import jail
+reader, _ = os.pipe()
+local, _ = socket.socketpair()
+jail.gain_nothing()
+jail.filter_calls((*jail.SIGNALS, *jail.SCHEDULING, *jail.ATTRIBUTES, *jail.UNCOUNTED))
+me, other = os.getpid(), os.getppid()
+for what, *given in (
+    (os.kill, other, 0), (fcntl.fcntl, reader, fcntl.F_SETOWN, other), (fcntl.ioctl, local, 0x8901, other),
+    (os.setpriority, os.PRIO_PROCESS, other, 1), (os.sched_setaffinity, other, {0}), (os.memfd_create, "x"),
+    (resource.prlimit, other, resource.RLIMIT_CORE), (os.chmod, ".", 0o700),
+):
+    try: what(*given)
+    except PermissionError: continue
+    print(what.__name__, given)
+fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_NONBLOCK)
+fcntl.ioctl(reader, 0x541B, bytearray(4))  # FIONREAD
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+print("end")
+"""
+
+
+def test_the_filter_alone_keeps_a_program_from_processes_of_its_user() -> None:
+    """What holds without namespaces, another user and Landlock's scope for signals."""
+    found = subprocess.run([sys.executable, "-c", FILTERED], capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("end\n", "")
+
+
 def test_a_machine_without_the_essentials_is_refused(tmp_path) -> None:
     code = (
         "import sys; from seqtune.sandbox import jail, jailer; jail.landlock_version = lambda: 0\n"

@@ -80,7 +80,7 @@ def evaluate(
       first segments in bits, and `stop_entropy/mean`, `/info` and `/bayes`, the thresholds of right completions.
 
     Examples a reward does not score (None) count for nothing but `length` and `ended`. What votes in `maj@k` is the
-    answer marked by `####` or `\\boxed{}`, or the whole completion where nothing is marked, normalised as text.
+    answer marked by `####`, `\\boxed{}` or `<answer>` tags, or the whole completion where none is, normalised as text.
 
     Args:
         model: Causal language model; on its device, in its dtype.

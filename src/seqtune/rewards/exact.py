@@ -45,7 +45,7 @@ def _kept(text: str, position: int) -> bool:
 def exact(prompts: list[str], completions: list[str], **columns: list[object]) -> list[float | None]:
     """1.0 if the completion's answer equals the column `answer` after `normalised`, else 0.0.
 
-    The completion's answer follows its last `####`, or stands in its last `\\boxed{…}` (the later of the two), or is
+    The completion's answer follows its last `####`, or stands in its last `\\boxed{…}` or `<answer>` tags, or is
     all of it; the reference is read the same way. None where there is no reference to compare with.
     """
     return [

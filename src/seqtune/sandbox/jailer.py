@@ -226,7 +226,7 @@ _TELL_US = "report this with the version of your kernel and whether you are in a
 
 
 _INTRUDER = """
-import ctypes, os, shutil, time, zipapp
+import ctypes, os, shutil, socket, time, zipapp
 def refused(what, *arguments, **named):
     try:
         what(*arguments, **named)
@@ -241,6 +241,8 @@ refused(os.rename, {canary!r}, {canary!r} + "2")
 refused(open, {folder!r} + "/new", "w")
 refused(os.kill, {jailer}, 0)
 refused(os.setuid, 0 if os.getuid() else 1)
+refused(os.memfd_create, "x")
+refused(socket.socketpair, socket.AF_UNIX, socket.SOCK_DGRAM)
 libc = ctypes.CDLL(None, use_errno=True)
 for flags in (0x10000000, 0x40000000):
     if libc.unshare(flags) == 0:
