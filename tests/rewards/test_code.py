@@ -345,6 +345,7 @@ FORGED = {
     "a generator": ("def f():\n    frame = g.gi_frame.f_back\n    yield\ng = f()\nnext(g)", "tampered"),
     "the collector": ("import gc\ngc.get_objects()", "tampered"),
     "a tracer": ("import sys\nsys.settrace(lambda *given: None)", "tampered"),
+    "very often": ("import sys\nfor _ in range(20_000): sys._getframe()", "tampered"),
     "in a function": ("import sys\ndef f(): return sys._getframe(1).f_code.co_consts", "tampered"),
     "raising": ("class E(Exception):\n    def __str__(self): raise OSError(1, 'x')\nraise E", "error"),
 }

@@ -460,7 +460,7 @@ def judge(seen: Seen, secrets: Secrets) -> dict[str, Any]:
     """
     lines = seen.report.split(b"\n")
     total, passed = len(secrets.tests), len(set(secrets.tests) & set(lines))
-    notes = [json.loads(line[len(secrets.note) :]) for line in lines if line.startswith(secrets.note)]
+    notes = [_note(line[len(secrets.note) :]) for line in lines if line.startswith(secrets.note)]
     tried = [note["tried"] for note in notes if "tried" in note]
     faults = [note["fault"] for note in notes if "fault" in note]
     verdict, message = "exited", "the program ended before its tests had"
@@ -482,6 +482,14 @@ def judge(seen: Seen, secrets: Secrets) -> dict[str, Any]:
     if verdict == "tampered":
         passed = 0
     return {"verdict": verdict, "passed": passed, "total": total, "message": message}
+
+
+def _note(text: bytes) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError:  # cut off where the report is
+        return {}
+    return found
 
 
 # In the processes of a job
