@@ -42,16 +42,19 @@ def say(out: Console, text: str, style: str = "") -> None:
     out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
 
 
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str] = (), numbers: Sequence[int] = ()) -> Table:
-    """Aligned columns without lines; `numbers` are the right-aligned ones."""
+def table(
+    rows: Sequence[Sequence[Any]], header: Sequence[str] = (), numbers: Sequence[int] = (), whole: int | None = None
+) -> Table:
+    """Aligned columns without lines; `numbers` are the right-aligned ones, the first `whole` are never wrapped (all but
+    the last)."""
     drawn = Table(box=None, show_header=bool(header), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in range(len(rows[0]) if rows else len(header)):
-        last = column == (len(rows[0]) if rows else len(header)) - 1
+    columns = len(rows[0]) if rows else len(header)
+    for column in range(columns):
         drawn.add_column(
             header[column] if header else "",
             justify="right" if column in numbers else "left",
             overflow="fold",
-            no_wrap=not last,
+            no_wrap=column < (columns - 1 if whole is None else whole),
         )
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
@@ -92,7 +95,7 @@ def plan_table(plan: Plan) -> None:
         for key, value in said.items():
             rows.setdefault(key, [""] * len(plan.stages))[index] = str(value)
     shown = [[key, *cells] for key, cells in rows.items() if any(cells)]
-    console().print(table(shown, [plan.recipe, *(stage.name for stage in plan.stages)]))
+    console().print(table(shown, [plan.recipe, *(stage.name for stage in plan.stages)], whole=1))
 
 
 def _source(data: Any) -> str:

@@ -8,8 +8,10 @@ import json
 import pytest
 from rich.console import Console
 
+from seqtune.config.reading import read
 from seqtune.report.events import Evaluated, Notice, RunFinished, RunStarted, StageStarted, Step
 from seqtune_cli import render
+from seqtune_cli.compose import compose
 
 RESULTS = {"accuracy": {"value": 0.5, "low": 0.456, "high": 0.544, "n": 500}}
 
@@ -76,6 +78,17 @@ def test_show_on_a_narrow_screen_folds_no_path(
         assert line in printed
         assert "\ntrain.seed                    0" in printed
         assert ("(set by)" in printed) == (width == 60)
+
+
+def test_stages_share_a_narrow_screen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(render, "console", lambda: Console(highlight=False, width=60))
+    render.plan_table(read(compose([], "quickstart")))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["quickstart", "sft", "gspo"]
+    assert max(map(len, lines)) <= 60
+    assert any(
+        line.split() == ["parallel", "single,", "processes:", "1", "single,", "processes:", "1"] for line in lines
+    )
 
 
 def test_quiet_tells_results_only(capsys: pytest.CaptureFixture[str]) -> None:
