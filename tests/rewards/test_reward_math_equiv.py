@@ -111,9 +111,29 @@ def test_an_endless_computation_counts_as_wrong_and_the_next_row_is_scored() -> 
     assert time.perf_counter() - begin < 15
 
 
+def test_workers_compare_side_by_side_and_keep_their_places() -> None:
+    reward = MathEquiv(timeout=2, workers=2).build()
+    completions = [f"#### {n}/4" for n in range(1, 9)]
+    assert reward(["p"] * 8, completions, answer=["0.25", "0.5"] * 4) == [1, 1, 0, 0, 0, 0, 0, 0]
+    begin = time.perf_counter()
+    endless = r"\boxed{9^{9^{9^{9}}}}"
+    assert reward(["p"] * 2, [endless] * 2, answer=["1/2"] * 2) == [0, 0]
+    assert time.perf_counter() - begin < 3.5  # one after the other take four
+
+
+def test_a_reference_that_was_late_once_is_asked_for_again() -> None:
+    reward = MathEquiv(timeout=2).build()
+    calls: list[list[object]] = []
+    ask = reward._pool.ask
+    reward._pool.ask = lambda questions, seconds: calls.append(questions) or [None] * len(questions)
+    assert scored(reward, "#### 0.5", "1/2") is None
+    reward._pool.ask = ask
+    assert scored(reward, "#### 0.5", "1/2") == 1
+
+
 def test_a_killed_child_is_replaced(reward) -> None:
     assert scored(reward, "#### 1/2", "0.5") == 1
-    child = reward._child._process
+    child = reward._pool.children[0]._process
     child.kill()
     child.wait()
     assert scored(reward, "#### 1/2", "0.5") == 1
@@ -130,7 +150,7 @@ def test_it_works_outside_the_main_thread(reward) -> None:
 def test_a_discarded_reward_leaves_no_process_behind() -> None:
     reward = MathEquiv().build()
     assert scored(reward, "#### 1/2", "0.5") == 1
-    child = reward._child._process
+    child = reward._pool.children[0]._process
     os.kill(child.pid, 0)
     del reward
     assert child.poll() is not None

@@ -380,6 +380,6 @@ def test_endless_comparisons_leave_nothing_open() -> None:
     files = None
     for text in ENDLESS:
         assert reward(["p"], [f"\\boxed{{{text}}}"], answer=["5"]) == [0]
-        assert reward._child._process.poll() is not None
+        assert reward._pool.children[0]._process.poll() is not None
         files = files or open_files()
         assert open_files() == files

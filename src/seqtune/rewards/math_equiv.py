@@ -1,7 +1,7 @@
 """Mathematical equality, decided by math-verify in a process of its own.
 
 math-verify bounds its time with SIGALRM, which works in the main thread only and would take the alarm from the trainer;
-what a policy writes can also make SymPy compute for ever. So it runs in a child process that is killed when it is late.
+what a policy writes can also make SymPy compute for ever. So it runs in child processes that are killed when late.
 Integers, the common case, are compared here without it.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from seqtune.rewards.answers import marked_answer, plain_integer, plain_maths, references
 from seqtune.sandbox.child import Child
+from seqtune.sandbox.pool import Pool
 
 
 class MathEquiv:
@@ -24,44 +25,51 @@ class MathEquiv:
 
     Args:
         timeout: Seconds a comparison may take.
+        workers: Processes that compare, each an answer at a time.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, workers: int) -> None:
         self._timeout = timeout
-        self._child = Child(
-            "seqtune.rewards.math_worker",
-            purpose="the process that compares mathematical answers",
-            where="reward math_equiv",
+        self._pool = Pool(
+            [
+                Child(
+                    "seqtune.rewards.math_worker",
+                    purpose="the process that compares mathematical answers",
+                    where="reward math_equiv",
+                )
+                for _ in range(workers)
+            ]
         )
         self._mathematics: dict[str, bool] = {}  # by reference; they come again every epoch
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list[object]) -> list[float | None]:
-        answers = references(columns, "math_equiv")
-        return [self._score(completion, answer) for completion, answer in zip(completions, answers, strict=True)]
+        wanted = [None if answer is None else _reading(answer)[0] for answer in references(columns, "math_equiv")]
+        self._read({one for one in wanted if one is not None and plain_integer(one) is None})
+        found = [self._judged(text, one) for text, one in zip(completions, wanted, strict=True)]
+        told = iter(self._pool.ask([one for one in found if isinstance(one, dict)], self._timeout))
+        return [float(next(told) is True) if isinstance(one, dict) else one for one in found]
 
-    def _score(self, completion: str, reference: str | None) -> float | None:
-        if reference is None:
+    def _read(self, texts: set[str]) -> None:
+        """Find out which references are mathematics; of one that takes too long that stays unknown."""
+        new = sorted(texts - self._mathematics.keys())
+        told = self._pool.ask([{"reference": text} for text in new], self._timeout)
+        self._mathematics |= {text: one for text, one in zip(new, told, strict=True) if one is not None}
+
+    def _judged(self, completion: str, wanted: str | None) -> float | dict[str, Any] | None:
+        """The score, or the question whose answer it is."""
+        if wanted is None:
             return None
-        wanted, _ = _reading(reference)
         given, marked = _reading(completion)
         integer = plain_integer(wanted)
         if integer is not None and (candidate := plain_integer(given)) is not None:
             return float(candidate == integer)
-        if integer is None and not self._readable(wanted):
+        if integer is None and not self._mathematics.get(wanted):
             return None
         if not given:
             return 0.0
         if marked and _spoken(given) == _spoken(wanted):
             return 1.0
-        return float(self._ask({"reference": wanted, "answer": given, "marked": marked}) is True)
-
-    def _readable(self, reference: str) -> bool:
-        if reference not in self._mathematics:
-            self._mathematics[reference] = self._ask({"reference": reference}) is True
-        return self._mathematics[reference]
-
-    def _ask(self, question: dict[str, Any]) -> Any:
-        return self._child.ask(question, self._timeout)
+        return {"reference": wanted, "answer": given, "marked": marked}
 
 
 def _reading(text: str) -> tuple[str, bool]:

@@ -52,11 +52,13 @@ class MathEquiv(RewardSpec):
     name: Literal["math_equiv"] = "math_equiv"
     timeout: float = Field(5.0, gt=0)
     """Seconds a comparison may take before it counts as wrong."""
+    workers: int = Field(1, ge=1)
+    """Processes that compare at the same time."""
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.math_equiv import MathEquiv as Checker
 
-        return Checker(self.timeout)
+        return Checker(self.timeout, self.workers)
 
 
 class Exact(RewardSpec):
