@@ -1,5 +1,7 @@
+import re
 import string
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,8 @@ from pydantic import ValidationError
 
 from seqtune.rewards.exact import normalised
 from seqtune.rewards.specs import Exact, Format
+
+PAGE = Path(__file__).parents[2] / "docs" / "rewards.md"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,24 @@ def test_format_matches_the_whole_completion_across_lines() -> None:
         "",
     ]
     assert reward(["p"] * 4, completions, answer=["5"] * 4) == [1, 0, 0, 0]
+
+
+def test_the_template_of_the_docs_wants_each_tag_once() -> None:
+    """The pattern that docs/rewards.md gives for thinking and answering."""
+    [pattern] = re.findall(r"pattern: '(<think>.*)'", PAGE.read_text(encoding="utf-8"))
+    reward = Format(pattern=pattern).build()
+    completions = {
+        "<think>a\nb</think>\n<answer>5</answer>\n": 1,
+        "<think></think><answer></answer>": 1,
+        "<think>a</think><think>b</think><answer>5</answer>": 0,
+        "<think>a<think>b</think><answer>5</answer>": 0,
+        "<think>a</think><answer>5</answer><answer>6</answer>": 0,
+        "<think>a</think></think><answer>5</answer>": 0,
+        "<think>a</think> so <answer>5</answer>": 0,
+        "<think><answer>4</answer></think><answer>5</answer>": 0,
+        "<answer>5</answer>": 0,
+    }
+    assert dict(zip(completions, reward(["p"] * 9, [*completions]), strict=True)) == completions
 
 
 def test_a_pattern_that_would_run_for_ever_does_not_match() -> None:
