@@ -159,6 +159,18 @@ def test_a_model_called_outside_a_rollout_says_so() -> None:
         model(torch.tensor([[1, 2]]))
 
 
+def test_a_model_that_names_no_scale_has_the_usual_one() -> None:
+    class Rollout:
+        def attend(
+            self, module: object, q: torch.Tensor, k: object, v: object, *, scale: float, **_: object
+        ) -> torch.Tensor:
+            assert scale == 0.25  # 1 / √16
+            return q
+
+    x = torch.zeros(1, 1, 1, 16)
+    under_test._attend(torch.nn.Identity(), x, x, x, None, rollout=Rollout())
+
+
 def test_a_layer_that_is_used_twice_is_refused() -> None:
     model = llama().eval()
     model.model.layers[1] = model.model.layers[0]

@@ -132,6 +132,8 @@ def test_the_last_token_is_always_the_models() -> None:
     assert text(one) == "<up>a</up>[xxxxx]y"
     [one] = run(["<up>a</up>", "yes"], tools=[tool(lambda query: "x" * 5)], limit=16)
     assert text(one) == "<up>a</up>[xxx]y", "the result gives way"
+    [one] = run(["<up>a</up>", "yes"], tools=[tool(lambda query: "x" * 5)], limit=14)
+    assert text(one) == "<up>a</up>[x]y", "as long as one token of it is left"
     asked = []
     [one] = run(["<up>a</up>", "yes"], tools=[tool(lambda query: asked.append(query) or "x")], limit=13)
     assert (text(one), one.calls, one.ended, asked) == ("<up>a</up>", [], False, []), "no room for a token of it"

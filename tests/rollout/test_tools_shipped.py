@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from seqtune.errors import SeqtuneError
+from seqtune.rollout.programs import _answer
 from seqtune.rollout.search import read
 from seqtune.rollout.tool_specs import Custom, Python, Search
 from seqtune.rollout.tools import Answer
@@ -69,6 +70,20 @@ def test_a_corpus_that_is_none(tmp_path: Path, name: str, content: str | bytes |
     assert name in caught.value.problems[0].where
 
 
+def test_a_line_that_is_no_passage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "a"}\n\n{"text": 3}\n')
+    with pytest.raises(SeqtuneError) as caught:
+        read(path)
+    assert caught.value.problems[0].where == f"{path}:3"
+
+
+def test_a_separator_inside_a_text_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json.dumps({"text": "one\u2028passage\x85"}, ensure_ascii=False), encoding="utf-8")
+    assert read(path) == ["one passage"]
+
+
 def test_search_without_its_package(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(SeqtuneError, match="needs bm25s") as caught:
@@ -105,6 +120,9 @@ def test_python_prints_or_says_why_not() -> None:
     assert "error: " in answers[6].text
     assert all(one.text.startswith("error: ") for one in (answers[3], *answers[7:]))
     assert ask(["print('still here')"]) == [Answer("still here")]
+    [hidden] = ask(["try:\n  import socket; socket.socket()\nexcept BaseException: print('fine')"])
+    assert hidden.failed, "what the program hides is told all the same"
+    assert _answer(None) == Answer("error: the sandbox gave no answer", failed=True)
 
 
 TOOL = """

@@ -113,6 +113,8 @@ def test_truncation_keeps_exactly_the_nucleus() -> None:
     assert truncated(logits, top_p=0.8).isfinite().tolist() == [[True, True, False, False]]
     assert truncated(logits, top_p=0.81).isfinite().tolist() == [[True, True, True, False]]
     assert truncated(logits, top_p=0.01).isfinite().tolist() == [[True, False, False, False]]
+    certain = torch.tensor([[0.0, -30.0, -60.0, -200.0]])  # in fp32 the first alone has mass 1
+    assert truncated(certain, top_p=1.0, top_k=4).isfinite().all(), "without a filter every token can be drawn"
     assert truncated(logits, top_k=3).isfinite().tolist() == [[True, True, True, False]]
     assert truncated(logits, top_k=2, top_p=0.6).isfinite().tolist() == [
         [True, False, False, False]

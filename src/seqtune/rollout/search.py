@@ -72,7 +72,8 @@ def read(path: Path) -> list[str]:
             f"the corpus cannot be read: {error}", f"{path}", "rollout.tools.search.path=FILE"
         ) from error
     if path.suffix == ".jsonl":
-        found = [_passage(line, path, n) for n, line in enumerate(whole.splitlines(), start=1) if line.strip()]
+        lines = enumerate(whole.split("\n"), start=1)  # `splitlines` would also cut at U+2028 inside a text
+        found = [_passage(line, path, n) for n, line in lines if line.strip()]
     else:
         found = [" ".join(part.split()) for part in whole.split("\n\n") if part.strip()]
     if not found:
