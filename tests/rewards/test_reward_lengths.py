@@ -231,7 +231,7 @@ def test_a_combined_reward_tells_its_parts() -> None:
     completions, answers = ["#### 5", "5", "#### 6"], ["5", "5", "5"]
     assert reward.parts(["p"] * 3, completions, answer=answers) == {"form": [1, 0, 1], "right": [1, 1, 0]}
     assert score(reward, ["p"] * 3, completions, {"answer": answers}) == [1, 0, 0]
-    assert spec.model_dump()["parts"]["form"] == {"name": "format", "pattern": "#### .*"}
+    assert spec.model_dump()["parts"]["form"] == {"name": "format", "pattern": "#### .*", "timeout": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_combined_reward_tells_its_parts() -> None:
     [
         ({"parts": {}}, "at least 1"),
         ({"parts": {"a": {"name": "exakt"}}}, "did you mean 'exact'"),
-        ({"parts": {"a": {}}}, "needs a name"),
+        ({"parts": {"a": {}}}, "write {name: NAME}"),
         ({"parts": {"a": {"name": "exact", "timeout": 1}}}, "reward 'exact': timeout"),
         ({"parts": {"a": {"name": "exact"}}, "weights": {"b": 1.0}}, "name no part: b"),
         ({"parts": {"a": {"name": "exact"}}, "gates": ["b"]}, "name no part: b"),
