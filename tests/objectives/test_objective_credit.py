@@ -518,6 +518,12 @@ def test_a_rollout_of_any_size_has_a_quantile() -> None:
     assert entropy_floor(entropies, entropies >= 0, 0.5) == 2050
 
 
+def test_the_dropped_share_is_exact() -> None:
+    """.07 of the way from the first of 101 entropies to the last are seven; .07 × 100 in binary is a little more."""
+    found = only_uncertain(of(1.0), torch.arange(101.0).unsqueeze(0), torch.ones(1, 101), 0.07)
+    assert int((found == 0).sum()) == 7
+
+
 def test_without_a_token_there_is_no_quantile() -> None:
     near(only_uncertain(of(1.0), torch.ones(1, 3), torch.zeros(1, 3), 0.5), [[0.0] * 3])
 

@@ -111,7 +111,9 @@ def test_whitening_ignores_scale_and_origin(rewards, scale, shift) -> None:
 
 
 def test_worked_kl_in_the_reward() -> None:
-    """Sums of log π_old - log π_ref: [0, -.2, 0, -.15]; β = .05: r = [1, .01, .25, .0075], and leave-one-out of it."""
+    """Sums of log π_old - log π_ref: [0, -.2, 0, -.15]; β = .05: r = [1, .01, .25, .0075], and leave-one-out of it.
+    k2 of row 1: (.0025 + .01 + .04 + 0 + .0225) / 2 = .0375."""
+    near(kl_shaped(REWARDS, MASK, OLD, REF, beta=1.0, kl=KLS["k2"])[0], 1 - 0.0375)
     shaped = kl_shaped(REWARDS, MASK, OLD, REF, beta=0.05, kl=k1)
     near(shaped, [1.0, 0.01, 0.25, 0.0075])
     found = Rloo(group_size=4, beta=0.05).build_advantage()(REWARDS, mask=MASK, old_logps=OLD, ref_logps=REF)
@@ -159,6 +161,7 @@ def test_a_completion_without_any_score_is_no_part_of_the_batch_that_columns_are
     found = columns(rewards, 4)
     near(found, [1.414014 / (1.414014 * 2**0.5 + 1e-4), -1.414014 / (1.414014 * 2**0.5 + 1e-4), 0, 0])
     near(found[:2], columns(rewards[:2], 2))
+    assert not columns(torch.full((4, 2), NAN), 2).any()
     partly = columns(torch.tensor([[1, 2], [0, 1], [1, NAN], [0, NAN]]).double(), 4)
     assert (partly.sign() == of(1, -1, 1, -1)).all()
 

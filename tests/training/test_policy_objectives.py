@@ -202,6 +202,38 @@ def test_a_correction_is_normalised_over_the_rollout(tmp_path: Path, monkeypatch
     assert 1.22 < float(scale[0]) < 1.82
 
 
+@pytest.mark.parametrize(
+    ("fields", "weight"),
+    [({}, 2.0), ({"rejection": "mean", "rejection_threshold": 1e3}, 2.0), ({"off_policy_threshold": 1e3}, 2.0),
+     ({"correction": "truncate"}, 1.0)],
+)  # fmt: skip
+def test_trls_weight_of_the_engine_acts_wherever_ours_does_not(
+    fields: dict[str, Any], weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rejection, too, asks for the engine's log-probs, and weighs nothing."""
+    changes = {"rollout": {"updates": 2}, "train": {"batch_size": 8, "max_steps": 1}}
+    one = trainer(stage_run(tmp_path, scored({"name": "policy", **fields}, **changes)))
+    sampled, objective, seen = one._sampled, one.objective, []
+
+    def of_an_engine(inputs: Any, number: int) -> Any:
+        found = sampled(inputs, number)
+        old = found.tensors["old_per_token_logps"]
+        found.tensors["sampling_per_token_logps"] = old - 0.1
+        found.tensors["importance_sampling_ratio"] = torch.full_like(old, 2.0)
+        return found
+
+    def told(logps: Any, old: Any, advantages: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        seen.append(advantages)
+        return objective(logps, old, advantages, *rest, **more)
+
+    monkeypatch.setattr(one, "_sampled", of_an_engine)
+    monkeypatch.setattr(one, "advantage", lambda rewards, **given: torch.ones(len(rewards)))
+    monkeypatch.setattr(one, "objective", told)
+    one.train()
+    assert seen
+    assert all((advantages == weight).all() for advantages in seen)
+
+
 def test_a_plan_has_a_reward_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plans.py").write_text(
         "def both(completions):\n    return [[float(len(text) % 3), float(len(text) % 2)] for text in completions]\n\n"

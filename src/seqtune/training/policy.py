@@ -214,7 +214,7 @@ class Policy(Sampling):
         old_logps = rows.get("old_per_token_logps", logps.detach())
         advantages = rows["advantages"]  # [B] or [B, T]
         given = {name: rows[name] for name in self.spec.loss_inputs if name in rows}
-        if "importance_sampling_ratio" in rows and "sampler_logps" not in given:
+        if "importance_sampling_ratio" in rows and self.spec.correction == "none":
             # vLLM's probabilities differ a little from the trainer's; a weight r >= 0 of the surrogate is one of A,
             # because min(w r A, clip(w) r A) = r min(w A, clip(w) A).
             weighed = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
