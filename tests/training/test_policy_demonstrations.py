@@ -94,6 +94,7 @@ def test_completions_go_on_from_their_demonstrations(tmp_path: Path, monkeypatch
     prefix, mask = rows["prefix_mask"], rows["completion_mask"].bool()
     assert int(prefix.any(1).sum()) == 4, "one completion of each group"
     assert (prefix & ~mask).sum() == 0
+    assert mask.sum(1).max() == 6, "what is given counts towards the limit"
     for row in prefix.any(1).nonzero().flatten().tolist():
         number = PROMPTS.index(text(one, rows["prompt_ids"][row][rows["prompt_mask"][row].bool()]))
         given = rows["completion_ids"][row][prefix[row]]
