@@ -35,7 +35,9 @@ def start(plan: Plan, composed: Composed, *, out: str | None, quiet: bool, as_js
     from seqtune.config.provenance import provenance
     from seqtune.config.reading import dump
     from seqtune.report.run_folder import new_run_folder
+    from seqtune.training.places import check_files
 
+    check_files(plan.stages)
     folder = new_run_folder(Path(plan.recipe).stem, Path(out) if out else None)  # refused before torch is imported
     from seqtune.report.environment import describe
     from seqtune.training.run import train

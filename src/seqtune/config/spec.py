@@ -126,6 +126,11 @@ class RewardSpec(Spec):
         """What objectives may need beyond one number a row: keys of `seqtune.config.rules.inputs.INPUTS`."""
         return frozenset()
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Columns of the data that it cannot do without."""
+        return frozenset()
+
     name: str
     """Name in the registry `rewards`, or `module:function`, or `file.py:function`."""
 

@@ -55,6 +55,10 @@ class MathEquiv(RewardSpec):
     workers: int = Field(1, ge=1)
     """Processes that compare at the same time."""
 
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({"answer"})
+
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.math_equiv import MathEquiv as Checker
 
@@ -65,6 +69,10 @@ class Exact(RewardSpec):
     """1 if the completion's answer equals the reference answer after normalisation, else 0."""
 
     name: Literal["exact"] = "exact"
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({"answer"})
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.exact import exact
@@ -103,6 +111,10 @@ class F1(RewardSpec):
 
     name: Literal["f1"] = "f1"
 
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({"answer"})
+
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.exact import f1
 
@@ -129,6 +141,10 @@ class CodeExec(RewardSpec):
     """KiB a program may print."""
     workers: int = Field(1, ge=1)
     """Programs that run at the same time."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({self.tests})
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.code import CodeExec as Sandboxed
@@ -160,6 +176,10 @@ class ListNdcg(RewardSpec):
     def gives(self) -> frozenset[str]:
         return frozenset() if self.output == "ndcg" else frozenset({"rank_rewards"})
 
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({self.relevant})
+
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.ranking import list_ndcg
 
@@ -176,6 +196,10 @@ class CosineLength(RewardSpec):
     """What length counts."""
     correct: Part = MathEquiv()
     """The reward that tells what is correct: a score above 0.5."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return self.correct.columns
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.lengths import cosine_length
@@ -285,6 +309,10 @@ class Combined(RewardSpec):
     @property
     def gives(self) -> frozenset[str]:
         return frozenset({"reward_columns"})
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset().union(*(part.columns for part in self.parts.values()))
 
     def build(self) -> Callable[..., Any]:
         from seqtune.rewards.combined import Combined as Together

@@ -26,6 +26,7 @@ from seqtune.errors import SeqtuneError
 from seqtune.models.forest import use_forest
 from seqtune.objectives.reduce import masked_mean
 from seqtune.training.forest import MicroBatch, Scored, Tokens, Unit, lay_out, split, token_scores
+from seqtune.training.places import check_columns
 from seqtune.training.recorder import read_marker
 from seqtune.training.rollouts import by_group, longest_prompt, side_by_side, take
 from seqtune.training.sampling import Sampling
@@ -337,6 +338,7 @@ def trainer(run: StageRun) -> Policy:
             "data.format",
             "data.format=prompt_completion, or a column 'completion' beside the prompt",
         )
+    check_columns(stage, run.examples.train.column_names)
     check_room(run, longest_prompt(run.examples.train, run.tokenizer))
     if rollout.top_p < 1 or rollout.top_k is not None:
         run.notice(

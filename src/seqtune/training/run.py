@@ -15,7 +15,7 @@ from seqtune.errors import SeqtuneError
 from seqtune.hub import quiet as quiet
 from seqtune.report.events import Evaluated, Notice, RunFinished, RunStarted, from_json
 from seqtune.report.run_folder import RunFolder
-from seqtune.training import ends
+from seqtune.training import ends, places
 from seqtune.training.recorder import COMPLETE, complete_checkpoints, read_marker
 from seqtune.training.stage import StageRun, barrier, is_main, stage_folder
 
@@ -177,6 +177,7 @@ def diagnose(plan: Plan, *, watch: Watch) -> dict[str, list[Proof]]:
 
 def _go(plan: Plan, folder: RunFolder, watch: Watch) -> None:
     began = time.monotonic()
+    places.check_files(_unfinished(plan, folder))
     watch(RunStarted(str(folder.path), tuple(stage.name for stage in plan.stages)))
     first = plan.stages[0]
     if first.eval.between_stages:
