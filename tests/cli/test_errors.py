@@ -124,6 +124,10 @@ error: run= is missing
 error: objective: a group lands in the section of its own name, not in 'train'
   where: command line
 """,
+    "train recipe=sft_tiny ~rollout": """\
+error: rollout: the recipe has none to take away
+  where: command line
+""",
     "train --resume nowhere --dry-run": """\
 error: a resumed run keeps its plan; it cannot take --dry-run
   where: command line
@@ -207,6 +211,17 @@ def test_a_broken_recipe_file(text: str, problem: str, where: str, capsys: pytes
     assert printed.startswith(f"error: {problem}")
     assert f"  where: {where}\n" in printed
     assert stopped.value.code == 2
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_file_with_another_ending_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    from pathlib import Path
+
+    Path("mine.yml").write_text("defaults: [sft_tiny, _self_]\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["train", "recipe=mine.yml", "--dry-run"])
+    told = "error: recipe: mine.yml ends in .yml\n  where: command line\n  hint: rename it to .yaml\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("line", ["", "trian", "train --fast", "list nothing"])

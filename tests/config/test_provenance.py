@@ -35,6 +35,20 @@ def recipe(workdir: Path) -> str:
     return "two.yaml"
 
 
+def test_a_mapping_adds_to_the_one_there_and_a_list_replaces_it(workdir: Path) -> None:
+    text = "defaults: [sft_tiny, _self_]\ndata:\n  columns: {prompt: question}\n  templates: [a, b]\n"
+    (workdir / "mine.yaml").write_text(text, encoding="utf-8")
+    words = ["data.columns={answer: result}", "data.templates=[c]"]
+    (stage,) = compose(words, "mine.yaml").stages
+    assert stage.values["data"]["columns"] == {"prompt": "question", "answer": "result"}
+    assert stage.values["data"]["templates"] == ["c"]
+    assert str(stage.origin("data.columns.prompt")) == "mine.yaml:3"
+    assert str(stage.origin("data.columns.answer")) == "command line"
+    (stage,) = compose([*words, "data.columns={prompt: q}"], "mine.yaml").stages
+    assert stage.values["data"]["columns"] == {"prompt": "q", "answer": "result"}
+    assert str(stage.origin("data.columns.prompt")) == "command line"
+
+
 def test_one_recipe_is_named() -> None:
     with pytest.raises(SeqtuneError, match="two recipes are named: sft_tiny and gspo_tiny"):
         compose(["recipe=sft_tiny"], "gspo_tiny")

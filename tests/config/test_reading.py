@@ -90,6 +90,7 @@ def test_all_problems_are_told_together() -> None:
         (["objective.name=gspoo"], "objective.name: unknown objective 'gspoo'", "did you mean 'gspo'?"),
         (["~data"], "data: the recipe chooses none", "choose one: data=NAME"),
         (["reward=null"], "reward: there is no reward 'null'", "have: code_exec"),
+        (["objective=null"], "objective: there is no objective 'null'", "have: a_lol"),
         (["train.seed='3'"], 'train.seed: "3" is not a whole number', "train.seed=3 without quotes"),
         (
             ["reward=combined", "reward.parts={a:{name:formatt}}"],
@@ -128,6 +129,7 @@ def test_problems_in_plain_words(words: list[str], problem: str, hint: str) -> N
     assert told.problem.startswith(problem)
     assert told.hint.startswith(hint) if hint else True
     assert told.where == "command line" or words in (["~data"], ["reward=format"])
+    assert ("takes it away" in told.hint) == (words == ["reward=null"])
     assert "pydantic" not in str(told)
 
 
@@ -137,6 +139,11 @@ def test_a_value_left_over_from_the_recipe_is_named_with_its_file(tmp_path: Path
     (told,) = problems("objective=sft", "packing=best_fit", recipe=str(file))
     assert told.problem == "objective.epsilon_low: not a field of objective 'sft' (0.001)"
     assert told.where == f"{file}:5"
+
+
+def test_the_fields_of_a_group_that_is_mistyped_are_not_judged_by_the_group_it_would_replace() -> None:
+    (told,) = problems("objective=ipo", "objective.tau=0.2")
+    assert told.problem == "objective: there is no objective 'ipo'"
 
 
 def test_a_value_inside_sections_that_nothing_reads_is_told_once() -> None:
