@@ -369,6 +369,8 @@ def test_the_plan_may_take_the_advantage_of_the_answer() -> None:
     inputs = {"segments": SPANS, "mask": MASK}
     shared = TsGrpo(group_size=4).build_advantage()(REWARDS, **inputs)
     near(shared, torch.where(MASK, A.unsqueeze(1), 0))
+    marked = TsGrpo(group_size=4).build_advantage()(REWARDS, segments=torch.where(SPANS == 0, -1, SPANS), mask=MASK)
+    near(marked, torch.where(MASK & (SPANS == 1), A.unsqueeze(1), 0))
     both = TsGrpo(group_size=4, plan_advantage="sum").build_advantage()(REWARDS, plan_rewards=PLAN_REWARDS, **inputs)
     near(both[:3, 0], group(PLAN_REWARDS, 4)[:3] + A[:3])
 
@@ -383,6 +385,19 @@ def test_what_leaves_an_answer_out_leaves_its_plan_out_too(plan: str) -> None:
     assert found.isnan().tolist() == [[False, False], [True, True]]
     sure = TsGrpo(group_size=2, plan_advantage=plan, entropy_drop=0.5).build_advantage()
     assert not sure(of(1, 0), entropies=torch.tensor([[0.0, 1.0], [0.0, 1.0]]), **shared)[:, 0].any()
+
+
+def test_a_plan_that_is_not_there_has_earned_nothing() -> None:
+    """Whatever the reward says of the second completion, the first plan is compared with 0."""
+    items, mask = torch.tensor([[0, 1], [1, 1]]), torch.ones(2, 2)
+    found = [
+        TsGrpo(group_size=2, plan_advantage="own").build_advantage()(
+            of(0, 0), plan_rewards=of(1, earned), segments=items, mask=mask
+        )
+        for earned in (0, 1, 5)
+    ]
+    for one in found:
+        near(one, [[0.707007, 0], [0, 0]])
 
 
 def test_an_overlong_completion_does_not_lower_the_plans_own_reward() -> None:
@@ -624,7 +639,7 @@ def test_an_anchor_is_no_empty_row_and_a_token_without_a_probability_teaches_not
     prefix[0] = True
     assert gradient_of(DaGrpo(anchors=True), A, count=14, prefix_mask=prefix)[2]["policy/empty_rows"] == 0
     logps = LOGPS.clone()
-    logps[0, 1] = -torch.inf
+    logps[0, 1] = NAN
     loss, gradient, _ = gradient_of(DaGrpo(anchors=True), A, count=14, prefix_mask=prefix, logps=logps)
     assert loss.isfinite()
     assert gradient[0, 1] == 0

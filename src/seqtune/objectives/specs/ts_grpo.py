@@ -96,7 +96,9 @@ class TsGrpo(Policy):
             if plan_rewards is None:
                 plan = answer
             else:
-                own: Tensor = of_plans(plan_rewards.masked_fill(rewards.isnan(), torch.nan), mask=mask, **inputs)
+                planned = (mask.bool() & (segments == 0)).any(1)
+                earned = torch.where(planned, plan_rewards, 0.0).masked_fill(rewards.isnan(), torch.nan)
+                own: Tensor = of_plans(earned, mask=mask, **inputs)
                 own = (own if own.dim() == 2 else own.unsqueeze(1)).expand(mask.shape).to(answer)
                 plan = own + answer if self.plan_advantage == "sum" else own
             inside = mask.bool() & ((segments == 0) | (segments == 1))
