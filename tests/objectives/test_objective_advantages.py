@@ -48,6 +48,12 @@ def test_a_group_with_nothing_to_compare_gets_zeros(estimator, rewards) -> None:
     assert estimator(expected(*rewards), 4).tolist() == [0, 0, 0, 0]
 
 
+def test_a_small_difference_is_one() -> None:
+    """Rewards 1e-4 apart: 5e-5 / (7.071e-5 + 1e-4) = .292893."""
+    assert_close(group(expected(1e-4, 0), 2), expected(0.292893, -0.292893), rtol=0, atol=1e-6)
+    assert_close(group(expected(2e-8, 0), 2, epsilon=0), expected(0.5**0.5, -(0.5**0.5)), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("estimator", [group, centered])
 def test_an_unscored_completion_is_left_out_of_the_statistics(estimator) -> None:
     whole = estimator(expected(1, 0, 0.25), 3)

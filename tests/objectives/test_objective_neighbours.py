@@ -44,18 +44,32 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What papers, their code or we chose, as the pages say; `policy` has the rest."""
 
 
-@pytest.mark.parametrize("name", list(DEFAULTS))
+SCORED = {"value": "fit", "value_samples": 4, "value_prompts": 512, "sampling": "priority"}
+OTHERS: dict[str, dict[str, Any]] = {
+    "sft": {"aggregation": "token_mean"},
+    "dpo": {"beta": 0.1, "label_smoothing": 0},
+    "kto": {"beta": 0.1, "desirable_weight": 1, "undesirable_weight": 1},
+    "reward": {"center_coefficient": 0},
+    "a_lol": {**SCORED, "epsilon": 0.9},
+    "a_lol_seq": {**SCORED, "epsilon": 0.9},
+    "a_lol_ref_free": SCORED,
+    "a_lol_kl": {**SCORED, "beta": 0.1},
+    "slic": {"calibration": "rank", "margin": 1, "regularisation": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", [*DEFAULTS, *OTHERS])
 def test_defaults(name: str) -> None:
     spec = OBJECTIVES.load(name)()
-    wanted = {**DEFAULTS["policy"], **DEFAULTS[name]}
+    wanted = {**DEFAULTS["policy"], **DEFAULTS[name]} if name in DEFAULTS else OTHERS[name]
     found = {field: getattr(spec, field) for field in wanted}
     assert found == wanted
     assert spec.name == name
 
 
-def test_every_policy_objective_is_in_the_table() -> None:
-    policies = {name for name in OBJECTIVES if OBJECTIVES.load(name).family == "policy"}
-    assert policies == DEFAULTS.keys()
+def test_every_objective_is_in_a_table() -> None:
+    assert {name for name in OBJECTIVES if OBJECTIVES.load(name).family == "policy"} == DEFAULTS.keys()
+    assert set(OBJECTIVES) == DEFAULTS.keys() | OTHERS.keys()
 
 
 def learnt(name: str, fields: dict[str, Any]) -> torch.Tensor:
