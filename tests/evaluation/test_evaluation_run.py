@@ -40,7 +40,7 @@ def test_two_files_say_what_was_measured_on_what(tmp_path: Path) -> None:
     assert record["examples"] == 6
     assert record["eval"]["max_new_tokens"] == 4
     assert record["data"]["name"] == "template_math"
-    assert record["reward"] == {"name": "format", "pattern": "[ -~].*"}
+    assert record["reward"] == {"name": "format", "pattern": "[ -~].*", "timeout": 5.0}
     assert record["metrics"] == found.results()
     items = [json.loads(line) for line in (tmp_path / "eval" / "untrained.items.jsonl").read_text().splitlines()]
     assert items == found.items

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from seqtune.errors import SeqtuneError
 from seqtune.rewards.code import CodeExec, program_of
 from seqtune.rewards.score import score
 from seqtune.rewards.specs import CodeExec as CodeExecSpec
+from seqtune.sandbox import jail
 
 DATA = Path(os.environ.get("SEQTUNE_DATA", "../shared/data")) / "humaneval.jsonl.gz"
 
@@ -510,6 +512,21 @@ def test_another_user_is_as_safe_as_root(victim, without: dict) -> None:
         pytest.skip(f"this machine does not let us: {probe.stderr.strip()}")
     assert layered(without, victim, prefix=prefix) == WANTED
     assert unharmed(victim)
+
+
+@pytest.mark.parametrize(
+    ("machine", "header"),
+    [("x86_64", "x86_64-linux-gnu/asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")],
+)
+def test_system_calls_have_the_numbers_of_the_kernel(machine: str, header: str) -> None:
+    """A wrong number would refuse another call and let this one through."""
+    path = Path("/usr/include", header)
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    known = {name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", path.read_text())}
+    ours = jail.MACHINES[machine][1] | jail._BOTH
+    assert {name: known[name] for name in ours if name in known} == {n: ours[n] for n in ours if n in known}
+    assert len(set(ours) & set(known)) > len(ours) - 6  # calls that are younger than the header
 
 
 FILTERED = """

@@ -63,6 +63,23 @@ def test_the_beginning_of_what_is_too_long_is_cut(saved) -> None:
     assert first == pytest.approx(second, abs=1e-6)
 
 
+def test_special_tokens_stand_at_the_beginning_only(saved, monkeypatch) -> None:
+    """With a tokenizer that begins every text it is given with a token of its own, here 7."""
+    reward = RewardModel(path=str(saved)).build()
+    plain, end = reward._tokenizer, reward._tokenizer.eos_token_id
+
+    class Beginning:
+        eos_token_id = end
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            return {"input_ids": [7] * add_special_tokens + plain(text)["input_ids"]}
+
+    monkeypatch.setattr(reward, "_tokenizer", Beginning())
+    ids = reward._ids("ab", "c")
+    assert ids == [7, *plain("abc")["input_ids"], end]
+    assert not any(weight.requires_grad for weight in reward._model.parameters())
+
+
 def test_a_model_without_a_pad_token_scores_batches_as_rows(saved, tmp_path) -> None:
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
     model.config.pad_token_id = tokenizer.pad_token = None
