@@ -121,6 +121,29 @@ def test_a_method_is_not_its_neighbour(one: str, its: dict[str, Any], other: str
     assert (learnt(one, its) - learnt(other, others)).abs().max() > 1e-3
 
 
+ON_POLICY = {
+    "grpo": "sequence_mean", "gspo": "sequence_mean", "gspo_token": "sequence_mean", "espo_entropy": "sequence_mean",
+    "foresight": "sequence_mean", "dr_grpo": "constant", "prefix_rft": "constant", "dapo": "token_mean",
+    "tempo": "token_mean", "dagrpo": "token_mean", "reinforce_pp": "token_mean", "searcher": "token_mean",
+    "minirl": "token_sum", "rloo": "token_sum",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "aggregation"), ON_POLICY.items())
+def test_on_policy_a_method_is_the_policy_gradient_under_its_aggregation(name: str, aggregation: str) -> None:
+    """-A ∇log π on every token, divided as the aggregation says; what methods differ in shows off policy alone."""
+    fields = {"mu": 0} if name == "searcher" else {}
+    spec = OBJECTIVES.load(name)(beta=0, **fields)
+    batch = example("policy", also=spec.loss_inputs)
+    batch.tensors["logps"] = batch.tensors["old_logps"].clone()
+    if "sampler_logps" in batch.tensors:
+        batch.tensors["sampler_logps"] = batch.tensors["old_logps"]
+    a, mask = batch.tensors["advantages"].unsqueeze(1), batch.tensors["mask"]
+    weight = mask / mask.sum(1, keepdim=True) if aggregation == "sequence_mean" else mask
+    found = outcome(spec.build(), batch, ROWS).gradients["logps"]
+    torch.testing.assert_close(found, -a * weight / ROWS)
+
+
 WIDE = {"epsilon_low": 0.3, "epsilon_high": 0.4}
 SOFT = {"clip": "soft"}
 GAP = {"correction": "truncate", "correction_high": 1.1}
