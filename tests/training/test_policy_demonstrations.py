@@ -302,10 +302,20 @@ def test_a_group_with_a_success_gets_none(tmp_path: Path) -> None:
     assert [sample["reward"] for sample in RunFolder(tmp_path / "second").samples()] == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize(("sampled", "demonstrated", "anchors"), [(0.5, 1.0, 4), (0.0, 0.5, 0)])
+def test_a_reward_at_the_bound_is_no_success(sampled: float, demonstrated: float, anchors: int, tmp_path: Path) -> None:
+    """`objective.success` is 0.5: half a point of the model's is none, nor is that of a demonstration."""
+    one = hard(tmp_path)
+    one.reward_funcs = [lambda completions, **others: [demonstrated if c in SUMS else sampled for c in completions]]
+    one.train()
+    assert one._buffered_inputs[0]["prefix_mask"].any(1).sum() == anchors
+
+
 def test_a_demonstration_that_is_too_long_or_no_success_is_no_anchor(tmp_path: Path) -> None:
-    short = hard(tmp_path / "short", limit=8)
-    short.train()
-    assert not short._buffered_inputs[0]["prefix_mask"].any()
+    for limit, anchors in ((8, 0), (9, 4)):
+        short = hard(tmp_path / f"{limit}", limit=limit)
+        short.train()
+        assert short._buffered_inputs[0]["prefix_mask"].any(1).sum() == anchors
     wrong = hard(tmp_path / "wrong")
     wrong.reward_funcs = [lambda completions, **others: [0.0] * len(completions)]
     wrong.train()

@@ -184,6 +184,7 @@ def test_a_correction_is_normalised_over_the_rollout(tmp_path: Path, monkeypatch
     objective = {"name": "minirl", "correction_normalised": True}
     changes = {"rollout": {"updates": 2}, "train": {"batch_size": 8, "max_steps": 2}}
     one = trainer(stage_run(tmp_path, scored(objective, **changes)))
+    one.eos_token_ids = [258, *range(0, 256, 4)]  # completions of several lengths: padding has no part in the mean
     sampled = one._sampled
 
     def off(inputs: Any, number: int) -> Any:
@@ -200,6 +201,7 @@ def test_a_correction_is_normalised_over_the_rollout(tmp_path: Path, monkeypatch
     scale = torch.cat([r["correction_scale"] for r in rows])
     torch.testing.assert_close(scale, gaps[mask].exp().mean().expand(16), rtol=1e-5, atol=1e-6)
     assert 1.22 < float(scale[0]) < 1.82
+    assert not mask.all()
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_memories_are_likelihood(tmp_path: Path, tools: dict[str, Any], monkeypa
 
 
 def test_wrong_answers_are_not_memorised(tmp_path: Path, tools: dict[str, Any]) -> None:
-    one = searching(tmp_path, tools, correct=2.0)
+    one = searching(tmp_path, tools, correct=1.0)  # no reward is above it
     one.train()
     assert one._buffered_inputs[0]["memory_ids"].any(), "there is something to memorise"
     assert not one._buffered_inputs[0]["memory_mask"].any()
