@@ -136,6 +136,8 @@ class _Composer:
         where = str(origin)
         try:
             parsed = OverridesParser.create().parse_override(text)
+            if not parsed.key_or_group:
+                raise HydraException
         except HydraException:
             hint = "write KEY=VALUE; a text with blanks or = , ( ) [ ] { } is quoted, for the shell too: \"key='a b'\""
             if re.fullmatch(r"[\w./-]+", text):
@@ -232,8 +234,9 @@ class _Composer:
                 parent, _, last = key.rpartition(".")
                 section = OmegaConf.select(loaded.config, parent) if parent else loaded.config
                 if not isinstance(section, DictConfig) or last not in section:
-                    known = [str(name) for name in section] if isinstance(section, DictConfig) else list(loaded.config)
-                    self.note(f"{key}: there is nothing to take away", str(word.origin), did_you_mean(last, known))
+                    known = [str(name) for name in section] if isinstance(section, DictConfig) else []
+                    hint = f"what is set here: {', '.join(sorted(known)) or 'nothing'}; a default cannot be taken away"
+                    self.note(f"{key}: there is nothing to take away", str(word.origin), hint)
                     return
                 del section[last]
             else:

@@ -128,6 +128,17 @@ error: objective: a group lands in the section of its own name, not in 'train'
 error: rollout: the recipe has none to take away
   where: command line
 """,
+    "train recipe=gspo_tiny ~objective.beta =3 ~rollout.tools.x": """\
+error: '=3' is not an override
+  where: command line
+  hint: write KEY=VALUE; a text with blanks or = , ( ) [ ] { } is quoted, for the shell too: "key='a b'"
+error: objective.beta: there is nothing to take away
+  where: command line
+  hint: what is set here: name; a default cannot be taken away
+error: rollout.tools.x: there is nothing to take away
+  where: command line
+  hint: what is set here: nothing; a default cannot be taken away
+""",
     "train --resume nowhere --dry-run": """\
 error: a resumed run keeps its plan; it cannot take --dry-run
   where: command line
