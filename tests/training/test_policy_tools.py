@@ -23,8 +23,10 @@ from seqtune.parallel.launch import launch
 from seqtune.report.run_folder import RunFolder
 from seqtune.rewards.specs import Custom
 from seqtune.rollout.noise import seed_of
+from seqtune.rollout.tools import Completion
 from seqtune.training import policy
 from seqtune.training.policy import Policy, trainer
+from seqtune.training.tools import ToolRollout
 
 TOOL = """
 def up(query):
@@ -293,6 +295,18 @@ def test_wrong_answers_are_not_memorised(tmp_path: Path, tools: dict[str, Any]) 
     one.train()
     assert one._buffered_inputs[0]["memory_ids"].any(), "there is something to memorise"
     assert not one._buffered_inputs[0]["memory_mask"].any()
+
+
+@pytest.mark.parametrize(("limit", "length"), [(7, 7), (6, 0)])
+def test_an_answer_that_grew_over_the_limit_is_not_memorised(
+    limit: int, length: int, tmp_path: Path, tools: dict[str, Any]
+) -> None:
+    """Bytes that are no text are written anew as three; six tokens and the end are seven."""
+    spec = RolloutSpec.model_validate({"tools": tools})
+    tokenizer = stage_run(tmp_path, stage()).tokenizer
+    made = ToolRollout(list(spec.tools.values()), tokenizer, ends=[258], limit=limit)
+    made.found = [Completion([200, 200, 258], [True] * 3, ["up"], 0, "\ufffd\ufffd", ended=True)]
+    assert int(made.told(3, torch.device("cpu"), rewritten=True)["memory_mask"].sum()) == length
 
 
 def test_without_mu_nothing_is_rewritten(tmp_path: Path, tools: dict[str, Any]) -> None:
