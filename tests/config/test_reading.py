@@ -191,6 +191,10 @@ def test_a_reward_of_ones_own_is_chosen_by_its_name() -> None:
     assert type(found.stages[0].reward).__name__ == "Custom"
 
 
+def test_a_group_that_leaves_its_name_open_takes_any() -> None:
+    assert plan("reward=custom", "reward.name=exact").stages[0].reward == plan("reward=exact").stages[0].reward
+
+
 def test_only_policy_stages_have_a_rollout() -> None:
     assert plan("rollout=transformers").stages[0].rollout is None
     assert plan(recipe="gspo_tiny").stages[0].rollout is not None
