@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from seqtune.objectives.a_lol import priorities
 from seqtune.objectives.reduce import sequence_mean
 from seqtune.training.forest import MicroBatch, Scored, Tokens, lay_out, token_scores
 from seqtune.training.pairs import completions
+from seqtune.training.rollouts import token_texts
 from seqtune.training.stage import StageRun, Stream, at_start, check_length, optimiser_steps, training_arguments
 from seqtune.training.staged import Measured, reference_logps
 from seqtune.training.supervised import StepRows, Supervised
@@ -246,10 +248,10 @@ class Recorded(Offline):
         spec: Any = self.run.stage.objective
         segment = spec.build_segments()
         found = torch.full(batch.mask.shape, -1)
-        texts = (own for row in batch.rows for own in row["completion_ids"])
-        for number, ids in enumerate(texts):
-            pieces = [self.run.tokenizer.decode([token], skip_special_tokens=True) for token in ids]
-            found[number, : len(ids)] = torch.tensor(segment(pieces))
+        written = [own for row in batch.rows for own in row["completion_ids"]]
+        texts = token_texts(chain.from_iterable(written), self.run.tokenizer)
+        for number, ids in enumerate(written):
+            found[number, : len(ids)] = torch.tensor(segment([texts[token] for token in ids]))
         return found.to(batch.mask.device)
 
 

@@ -15,7 +15,7 @@ from seqtune.rollout.noise import seed_of
 from seqtune.training.stage import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from datasets import Dataset
     from torch import Tensor
@@ -49,6 +49,11 @@ def longest_prompt(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
     """
     parts = (part.to_pylist() for part in rows.with_format("arrow").iter(AT_A_TIME))
     return max((len(ids) for part in parts for ids in prompt_ids(part, tokenizer)), default=0)
+
+
+def token_texts(tokens: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The text of each distinct token by itself, that of a special token left out."""
+    return {token: str(tokenizer.decode([token], skip_special_tokens=True)) for token in set(tokens)}
 
 
 class Rollouts(Sampler[int]):

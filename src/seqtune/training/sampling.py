@@ -37,6 +37,7 @@ from seqtune.training.rollouts import (
     groups,
     side_by_side,
     together,
+    token_texts,
 )
 from seqtune.training.staged import Staged
 from seqtune.training.tools import ToolRollout, trained
@@ -367,9 +368,7 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     def _segments(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Segment of each token, `[B, T]`; -1 outside the mask."""
         found = torch.full_like(ids, -1)
-        segment, texts = self.spec.build_segments(), {}
-        for token in set(ids[mask].tolist()):
-            texts[token] = self._tokenizer.decode([token], skip_special_tokens=True)
+        segment, texts = self.spec.build_segments(), token_texts(ids[mask].tolist(), self._tokenizer)
         for row, (tokens, live) in enumerate(zip(ids.tolist(), mask, strict=True)):
             numbers = segment([texts[token] for token, keep in zip(tokens, live.tolist(), strict=True) if keep])
             found[row, live] = torch.tensor(numbers, dtype=ids.dtype, device=ids.device)
