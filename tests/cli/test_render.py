@@ -12,6 +12,7 @@ from seqtune.config.reading import read
 from seqtune.report.events import Evaluated, Notice, RunFinished, RunStarted, StageStarted, Step
 from seqtune_cli import render
 from seqtune_cli.compose import compose
+from seqtune_cli.explain import batch
 
 RESULTS = {"accuracy": {"value": 0.5, "low": 0.456, "high": 0.544, "n": 500}}
 
@@ -132,6 +133,21 @@ def test_a_new_stage_begins_new_curves() -> None:
         progress.see(event)  # type: ignore[arg-type]
     progress.see(StageStarted("last", 2, 3, 5))
     assert (progress.step, progress.steps, progress.rate, progress.left, progress.curves) == (0, 5, None, None, {})
+
+
+def test_a_long_curve_is_averaged_over_equal_stretches() -> None:
+    assert render.sparkline([0, 4, 2, 2, 3, 5], 3) == "▁▁█"  # means 2, 2 and 4
+
+
+def test_a_line_says_what_sharing_saved() -> None:
+    row = {"stage": "gspo", "step": 1, "loss": 0.5, "tokens": 10, "seconds": 1.0, "tokens/saving": 0.58}
+    assert render.Progress(stage="gspo", steps=2, step=1).line(row) == "gspo 1/2  loss 0.5  58% saved"
+
+
+def test_what_is_sampled_at_most_is_told_where_rounds_may_add() -> None:
+    for rounds, told in ((1, None), (2, 128)):
+        (stage,) = read(compose([f"objective.sampling_rounds={rounds}", "rollout.updates=2"], "gspo_tiny")).stages
+        assert batch(stage).get("completions sampled for it, at most") == told  # 32 a step, two steps, rounds
 
 
 def test_sparklines() -> None:
