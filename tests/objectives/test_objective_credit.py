@@ -560,6 +560,7 @@ def test_worked_dagrpo() -> None:
     assert distinct(rewards / 2, distances, success=0.5, tau=1.1).all(), "a reward of .5 is not above it"
     some = distinct(of(1, NAN, 0, 0), distances, success=0.5, tau=0.42)
     assert some.tolist() == [False, True, False, True], "without a score: kept, and no one's opposite"
+    assert distinct(of(1, NAN, 0, 0), distances, success=0.5, tau=0.38).all(), "though it is .35 from the first"
     assert distinct(of(1, 0), torch.tensor([[[0, 0.25], [0.25, 0]]]), success=0.5, tau=0.25).all(), "τ itself is enough"
 
 
