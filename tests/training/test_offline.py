@@ -291,6 +291,29 @@ def test_the_value_is_fitted_to_what_the_model_itself_earns(data: Path, monkeypa
     assert any(text.startswith("the expected reward of each prompt") for text in told)
 
 
+def test_values_are_sampled_as_rollouts_are(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def writes(model: Any, prompts: list[list[int]], **settings: Any) -> list[list[int]]:
+        asked.update(settings)
+        return [[7]] * len(prompts)  # earns nothing
+
+    monkeypatch.setattr(values, "generate", writes)
+    rollout = RolloutSpec(max_new_tokens=3, temperature=0.5, top_p=0.75, top_k=4)
+    made(data, "a_lol", objective=ALol(value_samples=1, sampling="all"), reward=FIT["reward"], rollout=rollout)
+    drawn = {name: asked[name] for name in ("max_new_tokens", "temperature", "top_p", "top_k")}
+    assert drawn == {"max_new_tokens": 3, "temperature": 0.5, "top_p": 0.75, "top_k": 4}
+
+
+def test_what_a_prompt_is_valued_by_does_not_depend_on_its_batch(data: Path) -> None:
+    run = made(data, "slic").run
+    prompts = [[50, 51, 52], [60], [70, 71, 72, 73, 74]]
+    with attention(run.model, "sdpa"):
+        apart = torch.cat([values._features(run, [prompt]) for prompt in prompts])
+        together = values._features(run, prompts)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
+
+
 def test_values_are_logged_once_and_kept_for_a_resumed_run(data: Path, tmp_path: Path) -> None:
     """Stopped in the middle and resumed it is as if it had never stopped, and samples nothing again."""
     one = stage("a_lol", data, objective=ALol(value_samples=1), train={"save_every": 2, "max_steps": 5}, **FIT)
