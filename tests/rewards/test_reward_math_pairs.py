@@ -8,6 +8,7 @@ import pytest
 from seqtune.rewards.specs import MathEquiv
 
 EQUAL = [
+    ("2516_8", r"\boxed{2516_{8}}"),
     ("1/2", r"\boxed{\frac12}"),
     ("1/2", r"\boxed{\dfrac{1}{2}}"),
     ("1/2", r"\boxed{\tfrac{1}{2}}"),
@@ -267,6 +268,8 @@ EQUAL = [
 """Reference and completion that mean the same."""
 
 DIFFERENT = [
+    ("2516_8", r"\boxed{2516_7}"),
+    ("11_2", r"\boxed{11_{3}}"),
     ("2/3", r"\boxed{0.667}"),
     ("2/3", r"\boxed{0.66}"),
     ("5", r"\boxed{0.05}"),

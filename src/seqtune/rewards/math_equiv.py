@@ -69,6 +69,8 @@ class MathEquiv:
             return 0.0
         if marked and _spoken(given) == _spoken(wanted):
             return 1.0
+        if (mine := _INDEXED.fullmatch(given)) and (its := _INDEXED.fullmatch(wanted)) and mine[1] != its[1]:
+            return 0.0
         return {"reference": wanted, "answer": given, "marked": marked}
 
 
@@ -78,6 +80,8 @@ def _reading(text: str) -> tuple[str, bool]:
     return plain_maths(text if marked is None else marked).strip(), marked is not None
 
 
+_INDEXED = re.compile(r"[0-9A-Za-z]+_\{?([0-9]+)\}?")
+"""A number with its base, which math-verify does not read."""
 _WORDS = re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}")
 
 
