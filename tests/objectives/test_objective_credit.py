@@ -471,8 +471,9 @@ def test_a_demonstration_of_a_completion_that_is_left_out_is_left_out() -> None:
 def test_the_shares_of_demonstrations_are_those_of_the_fields() -> None:
     spec = PrefixRft(share_first=0.8, share_last=0.2, share_high=0.6, share_schedule="linear")
     shares = spec.build_prefix_shares(10)
-    assert [shares(step) for step in (0, 5, 10, 20)] == [
+    assert [shares(step) for step in (0, 2, 5, 10, 20)] == [
         (0.8, 0.8),
+        (pytest.approx(0.68), pytest.approx(0.68)),
         (pytest.approx(0.5), 0.6),
         (pytest.approx(0.2), 0.6),
         (pytest.approx(0.2), 0.6),
