@@ -150,6 +150,11 @@ def test_what_is_sampled_at_most_is_told_where_rounds_may_add() -> None:
         assert batch(stage).get("completions sampled for it, at most") == told  # 32 a step, two steps, rounds
 
 
+def test_a_pair_is_two_rows_of_tokens() -> None:
+    (stage,) = read(compose(["packing.capacity=100", "train.accumulate=2"], "dpo_tiny")).stages
+    assert batch(stage) == {"pairs a step": 16, "pairs a micro-batch": 8, "tokens a step, at most": 3200}
+
+
 def test_sparklines() -> None:
     assert render.sparkline([], 5) == ""
     assert render.sparkline([1.0, 1.0], 5) == "▁▁"
