@@ -17,6 +17,7 @@ from seqtune.data.tokenize import prompt_ids, tokenize
 from seqtune.errors import SeqtuneError
 from seqtune.evaluation.stats import Estimate, bootstrap, maj_at_k, pass_at_k, wilson
 from seqtune.models.forest import attention, refusal
+from seqtune.models.load import end_tokens, positions
 from seqtune.rewards.answers import marked_answer
 from seqtune.rewards.exact import normalised
 from seqtune.rewards.score import score
@@ -135,7 +136,7 @@ def _completions(
     made = _generate(model, tokenizer, prompts, spec, tell)  # [rows * samples], the samples of a row together
     ids = [one.ids for one in made]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    ends = set(_ends(model, tokenizer))
+    ends = set(end_tokens(model, tokenizer))
     scores = judge([row for row in range(len(rows)) for _ in range(samples)], texts, ids)
 
     items: list[dict[str, Any]] = []
@@ -222,7 +223,7 @@ def _generate(
     # Longest first and equal prompts together: batches pad little, share prefills, and memory peaks at the start.
     order = sorted(range(len(places)), key=lambda i: (-len(prompts[places[i][0]]), places[i]))
     found = [_Made([], {})] * len(places)
-    ends = _ends(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     rule = _rule(tokenizer, spec, ends)
     longest = max(map(len, prompts)) + spec.max_new_tokens
     for start in range(0, len(order), spec.batch_size):
@@ -410,15 +411,8 @@ def _losses(model: Any, ids: list[Any], masks: list[Any]) -> list[tuple[float, i
     return found
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a completion: those of the model's generation settings, and the tokenizer's."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    own = own if isinstance(own, list) else [] if own is None else [own]
-    return sorted({*own, int(tokenizer.eos_token_id)})
-
-
 def _fits(model: Any, longest: int, what: str, where: str) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = positions(model)
     if limit is not None and longest > limit:
         raise SeqtuneError(
             f"{what} takes up to {longest} tokens, but the model reads at most {limit}",

@@ -209,3 +209,16 @@ def _mendable(spec: ModelSpec | TinyModelSpec, folder: Path | None, what: str = 
 def _first_sentence(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def positions(model: Any) -> int | None:
+    """Tokens a model reads at most; None where its configuration does not say."""
+    limit: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a completion: those of the model's generation settings, and the tokenizer's."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    own = own if isinstance(own, list) else [] if own is None else [own]
+    return sorted({*own, int(tokenizer.eos_token_id)})

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
 from seqtune.errors import SeqtuneError
-from seqtune.models.load import compute_device, resolve_dtype
+from seqtune.models.load import compute_device, positions, resolve_dtype
 from seqtune.report.events import Notice
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def check_length(run: StageRun, longest: int) -> None:
     Raises:
         SeqtuneError: `longest` tokens are more than the model reads.
     """
-    limit = _positions(run)
+    limit = positions(run.model)
     if limit is not None and longest > limit:
         raise SeqtuneError(
             f"the longest sequence has {longest} tokens, but the model reads at most {limit}",
@@ -161,7 +161,7 @@ def check_room(run: StageRun, prompt: int) -> None:
     Raises:
         SeqtuneError: It and `rollout.max_new_tokens` are more than the model reads.
     """
-    limit, more = _positions(run), run.stage.rollout.max_new_tokens  # type: ignore[union-attr]  # it samples
+    limit, more = positions(run.model), run.stage.rollout.max_new_tokens  # type: ignore[union-attr]  # it samples
     if limit is not None and prompt + more > limit:
         shorter = f"rollout.max_new_tokens={limit - prompt}, or " if prompt < limit else ""
         raise SeqtuneError(
@@ -170,12 +170,6 @@ def check_room(run: StageRun, prompt: int) -> None:
             where="rollout.max_new_tokens",
             hint=f"{shorter}leave so long a prompt out of the data",
         )
-
-
-def _positions(run: StageRun) -> int | None:
-    """Tokens the model reads at most; None where nothing says."""
-    limit: int | None = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
-    return limit
 
 
 class Stream(Sampler[int]):

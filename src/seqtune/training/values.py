@@ -16,6 +16,7 @@ from seqtune.data.rows import WHERE
 from seqtune.errors import SeqtuneError
 from seqtune.evaluation.evaluate import plain, rollout_attention
 from seqtune.models.forest import attention
+from seqtune.models.load import end_tokens
 from seqtune.objectives.a_lol import fit_value
 from seqtune.rewards.score import score
 from seqtune.rollout.noise import seed_of
@@ -145,7 +146,7 @@ def _own_rewards(run: StageRun, rows: Dataset) -> Any:
             run.model,
             prompts,
             max_new_tokens=rollout.max_new_tokens,
-            eos_token_id=_ends(run),
+            eos_token_id=end_tokens(run.model, run.tokenizer),
             pad_token_id=int(run.tokenizer.pad_token_id),
             temperature=rollout.temperature,
             top_p=rollout.top_p,
@@ -166,12 +167,6 @@ def _own_rewards(run: StageRun, rows: Dataset) -> Any:
     scored = ~np.isnan(table)
     sums, counts = np.where(scored, table, 0).sum(1), scored.sum(1)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def _ends(run: StageRun) -> list[int]:
-    """Tokens that end a completion: those of the model's generation settings, and the tokenizer's."""
-    own = getattr(run.model.generation_config, "eos_token_id", None)
-    return sorted({*(own if isinstance(own, list) else [] if own is None else [own]), int(run.tokenizer.eos_token_id)})
 
 
 @torch.no_grad()
