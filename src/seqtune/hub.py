@@ -6,11 +6,29 @@ import os
 import socket
 import warnings
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from seqtune.errors import SeqtuneError
+
 PATIENCE = 3.0
 """Seconds a connection may take."""
+
+
+def check_folder(name: str, where: str) -> None:
+    """Refuse the name of a model or tokenizer that is a path, not a hub name, where there is no folder.
+
+    Raises:
+        SeqtuneError: There is none.
+    """
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise SeqtuneError(
+            f"there is no folder '{name}'",
+            where=where,
+            hint="give a folder saved by `save_pretrained`, a hub name (`Qwen/Qwen3-4B`), or model=tiny",
+        )
 
 
 @cache

@@ -53,6 +53,16 @@ def test_files_of_data_rewards_and_tools_are_told_together() -> None:
 
 
 @pytest.mark.usefixtures("workdir")
+def test_folders_of_models_are_told_and_hub_names_are_left_alone() -> None:
+    words = ["model=pretrained", "model.name=/gone/model", "model.tokenizer=./gone"]
+    assert missing(*words) == [
+        ("there is no folder '/gone/model'", "model.name"),
+        ("there is no folder './gone'", "model.tokenizer"),
+    ]
+    check_files(read(compose(["model=pretrained", "model.name=Qwen/Qwen3-4B"], "gspo_tiny")).stages)
+
+
+@pytest.mark.usefixtures("workdir")
 def test_what_a_stage_does_not_read_need_not_be_there() -> None:
     words = ["reward=custom", "reward.name=gone.py:f"]
     check_files(read(compose(words, "sft_tiny")).stages)

@@ -156,14 +156,8 @@ def _source(spec: ModelSpec | TinyModelSpec, folder: Path | None, what: str = "m
         return {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False, "local_files_only": True}
     name = (spec.tokenizer or spec.name) if what == "tokenizer" else spec.name
     revision = None if what == "tokenizer" and spec.tokenizer else spec.revision
+    hub.check_folder(name, f"model.{'tokenizer' if what == 'tokenizer' and spec.tokenizer else 'name'}")
     path = Path(name).expanduser()
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    if looks_local and not path.is_dir():
-        raise SeqtuneError(
-            f"there is no folder '{name}'",
-            where=f"model.{'tokenizer' if what == 'tokenizer' and spec.tokenizer else 'name'}",
-            hint="give a folder saved by `save_pretrained`, a hub name (`Qwen/Qwen3-4B`), or model=tiny",
-        )
     if not path.is_dir():
         hub.settle()
     return {

@@ -1,32 +1,37 @@
-"""What a stage names outside its plan: files, and columns of its data. Looked for before anything is trained."""
+"""What a stage names outside its plan: folders, files, columns of its data. Looked for before anything is trained."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqtune import hub
+from seqtune.config.axes import ModelSpec
 from seqtune.config.mixture import MixtureSpec
 from seqtune.data import files
 from seqtune.errors import Problem, SeqtuneError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from seqtune.config.plan import Stage
     from seqtune.config.spec import RewardSpec
 
+    Check = tuple[Callable[[Any, str], object], Any, str]
+    """What refuses a path that is not there, the path, and the field that names it."""
+
 
 def check_files(stages: Iterable[Stage]) -> None:
-    """Refuse stages that name files which are not there: the last one may begin hours after the first.
+    """Refuse stages that name folders or files which are not there: the last one may begin hours after the first.
 
     Raises:
-        SeqtuneError: With a problem for each file.
+        SeqtuneError: With a problem for each.
     """
     problems: dict[Problem, None] = {}
     for stage in stages:
-        for path, where in _data(stage):
+        for check, path, where in (*_models(stage), *_data(stage)):
             try:
-                files.expand(path, where)
+                check(path, where)
             except SeqtuneError as error:
                 problems |= dict.fromkeys(error.problems)
         for place, where in _programs(stage):
@@ -54,15 +59,23 @@ def check_columns(stage: Stage, columns: Iterable[str]) -> None:
         )
 
 
-def _data(stage: Stage) -> Iterator[tuple[str | tuple[str, ...], str]]:
+def _models(stage: Stage) -> Iterator[Check]:
+    model = stage.model
+    if isinstance(model, ModelSpec):
+        yield hub.check_folder, model.name, "model.name"
+        if model.tokenizer is not None:
+            yield hub.check_folder, model.tokenizer, "model.tokenizer"
+
+
+def _data(stage: Stage) -> Iterator[Check]:
     data: Any = stage.data
     if isinstance(data, MixtureSpec):
         for source in data.sources:
-            yield source.path, "data.sources"
+            yield files.expand, source.path, "data.sources"
     elif getattr(data, "path", None) is not None and stage.packing.path is None:
-        yield data.path, "data.path"
+        yield files.expand, data.path, "data.path"
     if getattr(data, "eval_path", None) is not None:
-        yield data.eval_path, "data.eval_path"
+        yield files.expand, data.eval_path, "data.eval_path"
 
 
 def _programs(stage: Stage) -> Iterator[tuple[str, str]]:
