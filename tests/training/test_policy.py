@@ -244,6 +244,24 @@ def test_a_completion_without_a_score_gets_no_advantage(tmp_path: Path, monkeypa
     assert left[1:6] == [0, 0, 0, 0, 0], "one unscored row, and a group with a single score"
 
 
+def test_a_reward_that_scores_nothing_stops_the_run_before_it_trains(tmp_path: Path) -> None:
+    one = trainer(stage_run(tmp_path, scored(train={"max_steps": 2})))
+    scores: list[list[float | None]] = [[None] * 8, [1.0, 0.0] * 4, [None] * 8]
+
+    def reward(completions: list[str], **others: Any) -> list[float | None]:
+        return scores.pop(0)
+
+    one.reward_funcs = [reward]
+    before = {name: weight.clone() for name, weight in one.model.named_parameters()}
+    with pytest.raises(SeqtuneError, match="scored none of the 8 completions of the first rollout"):
+        one.train()
+    assert all(weight.equal(before[name]) for name, weight in one.model.named_parameters())
+    again = trainer(stage_run(tmp_path / "later", scored(train={"max_steps": 2})))
+    again.reward_funcs = [reward]
+    again.train()  # later it may be the examples of a step
+    assert [row["reward/mean"] for row in RunFolder(tmp_path / "later").metrics()][1:] == [None]
+
+
 def test_the_advantages_are_those_of_the_plan(tmp_path: Path) -> None:
     one = trainer(stage_run(tmp_path, scored(objective={"advantage": "centered"}, train={"max_steps": 1})))
     one.reward_funcs = [lambda completions, **others: [1.0, 0, 0, 0, 1, 1, 0, 1]]

@@ -7,6 +7,7 @@ themselves), and a worker that fails in a way the user can mend leaves its probl
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from seqtune.errors import Problem, SeqtuneError
 
@@ -121,7 +122,8 @@ def _failure(scratch: Path, log: Path, start: int, processes: int) -> Exception:
 def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
     """In a worker: a function that sends a JSON object to the launcher (from the first worker; others stay silent).
 
-    Within it the worker ends as soon as its launcher is gone, and a `SeqtuneError` reaches the launcher.
+    Within it the worker ends as soon as its launcher is gone, and a `SeqtuneError` reaches the launcher. At its end the
+    worker ends too.
     """
     scratch, rank = Path(os.environ[SCRATCH]), int(os.environ["RANK"])
     threading.Thread(target=_end_with_launcher, args=(scratch / "lifeline",), daemon=True).start()
@@ -135,7 +137,7 @@ def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
 
         try:
             yield send
-            _leave_group()
+            _end()
         except SeqtuneError as error:
             temporary = scratch / f".problems-{rank}"
             temporary.write_text(json.dumps([asdict(problem) for problem in error.problems]))
@@ -146,14 +148,18 @@ def to_launcher() -> Iterator[Callable[[dict[str, Any]], None]]:
             raise
 
 
-def _leave_group() -> None:
-    """Close the connections to the other workers, all at once: one that closes while another still waits for it, or
-    leaves it to the end of the interpreter, now and then aborts that worker.
+def _end() -> NoReturn:
+    """Close the connections to the other workers, all at once (one that closes while another still waits for it now and
+    then aborts that one), and end: the interpreter's own end aborts now and then on threads that PyTorch leaves behind.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
+    atexit._run_exitfuncs()  # as `multiprocessing` ends its workers
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end_with_launcher(lifeline: Path) -> None:

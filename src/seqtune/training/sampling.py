@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 
 from seqtune.data.pieces import pieces
 from seqtune.data.tokenize import prompt_ids
+from seqtune.errors import SeqtuneError
 from seqtune.evaluation.evaluate import plain
 from seqtune.models.forest import attention
 from seqtune.objectives.dapo import fill, informative
@@ -201,8 +202,18 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         return [(rollout, *divmod(first + row, self.num_generations)) for row in range(rows)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's rollout with the plan's advantages. TRL shuffles afterwards: groups are whole only here."""
+        """TRL's rollout with the plan's advantages. TRL shuffles afterwards: groups are whole only here.
+
+        Raises:
+            SeqtuneError: The reward fails, or scores nothing of the first rollout.
+        """
         output, rewards, texts = self._informative(inputs)
+        if self._step == 0 and all(math.isnan(reward) for reward in rewards):
+            raise SeqtuneError(
+                f"the reward scored none of the {len(rewards)} completions of the first rollout",
+                where="reward",
+                hint="None leaves a completion out: check the reward, and the columns it reads",
+            )
         own = self._described(output)
         known = {name: self._of_all(own[name]) for name in sorted(self.spec.advantage_inputs)}
         advantages = self.advantage(torch.tensor(rewards), **known)
