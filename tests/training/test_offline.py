@@ -83,6 +83,21 @@ def padded(trainer: Any, model: Any, rows: list[dict[str, Any]]) -> tuple[Tensor
     return pad_sequence(found, True), pad_sequence([torch.ones(len(own)) for _, own in texts], True)
 
 
+def test_ratios_are_1_before_an_update_whatever_the_dropout(data: Path) -> None:
+    """The old policy is the model the stage starts from, without dropout."""
+    trainer = made(data, "tempo", objective=Tempo(), peft=Lora(rank=4, dropout=0.5))
+    adapted = [weight for name, weight in trainer.model.named_parameters() if "lora_B" in name]
+    trainer.model.train()
+    batch = trainer.lay(trainer.units())
+    still = trainer.measure(trainer.model, batch, trainer.count(batch))
+    assert float(still.metrics["policy/approx_kl"]) < 1e-9
+    with torch.no_grad():
+        for weight in adapted:
+            weight += 0.05
+    first, again = (trainer.measure(trainer.model, batch, trainer.count(batch)).loss for _ in range(2))
+    assert first.equal(again), "a second look draws nothing"
+
+
 def by_hand(trainer: Any, rows: list[dict[str, Any]], denominator: float) -> Tensor:
     """The objective on padded batches, with what it takes worked out row by row."""
     logps, mask = padded(trainer, trainer.model, rows)

@@ -103,7 +103,7 @@ def _text(value: Any, form: Callable[[Any], str] = str) -> str:
     """How a user's object shows itself, cut to a line's length; it may fail to."""
     try:
         shown = form(value)
-    except Exception:  # its class is the user's as well
+    except Exception:  # the class is the user's: its __str__ may raise anything
         return "(cannot be shown)"
     return shown if len(shown) <= LONGEST else shown[:LONGEST] + "…"
 

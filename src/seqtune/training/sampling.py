@@ -73,7 +73,7 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     """Demonstration tokens each of them begins with."""
 
     def __init__(self, run: StageRun, **kwargs: Any) -> None:
-        self.spec: PolicySpec = run.stage.objective  # type: ignore[assignment]
+        self.spec: PolicySpec = run.stage.objective  # type: ignore[assignment]  # of this family
         self.advantage = self.spec.build_advantage()
         self._round, self._rows, self._given = 0, [], []
         super().__init__(run, **kwargs)
@@ -148,7 +148,7 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Our own sampling: what a completion is depends on its prompt and place in the rollout, not on its batch."""
         if self.use_vllm:
-            return super()._generate_single_turn(  # type: ignore[no-any-return]
+            return super()._generate_single_turn(  # type: ignore[no-any-return]  # TRL is untyped
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
         places = self._places(len(prompt_ids))
@@ -223,7 +223,7 @@ class Sampling(Staged, GRPOTrainer):  # type: ignore[misc]  # TRL is untyped
         output["advantages"] = own_advantages.to(output["completion_ids"].device)
         output.update({name: own[name] for name in self.spec.loss_inputs if name in own})
         if "memory_mask" in output:
-            right = torch.tensor(rewards[mine]) > self.spec.correct  # type: ignore[attr-defined]  # NaN is not
+            right = torch.tensor(rewards[mine]) > self.spec.correct  # type: ignore[attr-defined]  # memories: searcher; NaN is not
             output["memory_mask"] &= right.unsqueeze(1).to(output["memory_mask"].device)
         ids = None
         if advantages.dim() == 2:

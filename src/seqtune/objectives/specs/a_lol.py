@@ -72,7 +72,7 @@ class ALolSeq(ALol):
     )
     ratio: ClassVar[str] = "token"
 
-    name: Literal["a_lol_seq"] = "a_lol_seq"  # type: ignore[assignment]
+    name: Literal["a_lol_seq"] = "a_lol_seq"  # type: ignore[assignment]  # a name is one method's
 
 
 class ALolRefFree(_ScoredTexts):
@@ -96,7 +96,7 @@ class ALolKl(ALolRefFree):
     )
     needs_reference: ClassVar[bool] = True
 
-    name: Literal["a_lol_kl"] = "a_lol_kl"  # type: ignore[assignment]
+    name: Literal["a_lol_kl"] = "a_lol_kl"  # type: ignore[assignment]  # a name is one method's
     beta: float = Field(0.1, ge=0)
     """β: weight of the log ratio to the reference."""
 

@@ -24,7 +24,7 @@ class DaGrpo(Grpo):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2512.06337"
 
-    name: Literal["dagrpo"] = "dagrpo"  # type: ignore[assignment]
+    name: Literal["dagrpo"] = "dagrpo"  # type: ignore[assignment]  # a name is one method's
     tau: float = Field(0.2, ge=0)
     """τ: least edit distance, over the longer completion's tokens; 0 keeps all."""
     success: float = 0.5

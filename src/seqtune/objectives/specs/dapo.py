@@ -18,7 +18,7 @@ class Dapo(Grpo):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2503.14476"
 
-    name: Literal["dapo"] = "dapo"  # type: ignore[assignment]
+    name: Literal["dapo"] = "dapo"  # type: ignore[assignment]  # a name is one method's
     epsilon_high: float = Field(0.28, gt=0)
     """ε_high: a ratio above 1 + ε_high gets no gradient when its advantage is positive. 0.28 is the paper's."""
     aggregation: Literal["token_mean"] = "token_mean"

@@ -18,7 +18,7 @@ class DrGrpo(Grpo):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2503.20783"
 
-    name: Literal["dr_grpo"] = "dr_grpo"  # type: ignore[assignment]
+    name: Literal["dr_grpo"] = "dr_grpo"  # type: ignore[assignment]  # a name is one method's
     advantage: Literal["centered"] = "centered"
     """r - mean of the group."""
     aggregation: Literal["constant"] = "constant"

@@ -22,7 +22,7 @@ class EspoEntropy(Gspo):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2512.00499"
 
-    name: Literal["espo_entropy"] = "espo_entropy"  # type: ignore[assignment]
+    name: Literal["espo_entropy"] = "espo_entropy"  # type: ignore[assignment]  # a name is one method's
     grouping: Literal["share", "bins"] = "share"
     """`share`: the most uncertain tokens and the rest; `bins`: groups of equally many tokens by entropy."""
     share: float = Field(0.2, gt=0, lt=1)
@@ -39,7 +39,7 @@ class EspoEntropy(Gspo):
     """ε_low, before φ."""
     epsilon_high: float = Field(4e-3, gt=0)
     """ε_high, before φ."""
-    ratio: Literal["segment"] = "segment"  # type: ignore[assignment]
+    ratio: Literal["segment"] = "segment"  # type: ignore[assignment]  # of parts, not of the whole as in GSPO
     """Each group of tokens."""
     gradient: Literal["token"] = "token"
     """Each token has the gradient of its own log-prob, with the value of its group's ratio."""

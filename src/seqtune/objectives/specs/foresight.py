@@ -25,7 +25,7 @@ class Foresight(Grpo):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2510.14388"
 
-    name: Literal["foresight"] = "foresight"  # type: ignore[assignment]
+    name: Literal["foresight"] = "foresight"  # type: ignore[assignment]  # a name is one method's
     format_weight: float = Field(0.2, ge=0)
     """w_fmt: weight of the subgoal's form."""
     execution_weight: float = Field(0.6, ge=0)

@@ -15,6 +15,6 @@ class GspoToken(Gspo):
         "s_{i,t} = sg(s_i) exp(log π - sg(log π))     s_i = exp((1/n_i) Σ_t log (π/π_old)(y_{i,t}))"
     )
 
-    name: Literal["gspo_token"] = "gspo_token"  # type: ignore[assignment]
+    name: Literal["gspo_token"] = "gspo_token"  # type: ignore[assignment]  # a name is one method's
     gradient: Literal["token"] = "token"
     """Each token has the gradient of its own log-prob, with the value of the completion's ratio."""

@@ -31,7 +31,7 @@ class RankGrpo(Policy):
     """Taken off the advantage of tokens beyond item K."""
     ending_bonus: float = Field(0.1, ge=0)
     """Added to the end-of-sequence token's advantage after K items, taken off after fewer."""
-    aggregation: Literal["rank", "token_mean", "sequence_mean", "token_sum"] = "rank"  # type: ignore[assignment]
+    aggregation: Literal["rank", "token_mean", "sequence_mean", "token_sum"] = "rank"  # type: ignore[assignment]  # by rank
     """`rank`: every item weighs the same; or over tokens, as `policy`."""
     epsilon_low: float = Field(0.06, gt=0, lt=1)
     """ε_low: the paper's."""

@@ -24,7 +24,7 @@ class Searcher(ReinforcePP):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2505.17005"
 
-    name: Literal["searcher"] = "searcher"  # type: ignore[assignment]
+    name: Literal["searcher"] = "searcher"  # type: ignore[assignment]  # a name is one method's
     correct: float = 0.5
     """A reward above it is a correct answer."""
     calls_weight: float = Field(2.0, ge=0)

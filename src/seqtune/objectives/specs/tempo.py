@@ -18,7 +18,7 @@ class Tempo(Grpo):
     )
     source: ClassVar[str] = "https://arxiv.org/abs/2509.18314"
 
-    name: Literal["tempo"] = "tempo"  # type: ignore[assignment]
+    name: Literal["tempo"] = "tempo"  # type: ignore[assignment]  # a name is one method's
     credit: Literal["tree"] = "tree"
     """Each branch of the group's prefix tree adds what it changes."""
     epsilon_high: float = Field(0.28, gt=0)
