@@ -280,6 +280,12 @@ def test_texts_are_drawn_in_proportion_to_their_advantage(data: Path) -> None:
 FIT = {"rollout": RolloutSpec(max_new_tokens=3), "reward": Format(pattern="[ -~].*")}
 
 
+def test_completions_that_fit_a_value_have_positions(data: Path) -> None:
+    long = {**FIT, "rollout": RolloutSpec(max_new_tokens=100_000)}
+    with pytest.raises(SeqtuneError, match="and its completion up to 100000 more, but the model reads at most"):
+        made(data, "a_lol", objective=ALol(), **long)
+
+
 def test_the_value_is_fitted_to_what_the_model_itself_earns(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It writes a right answer where numbers have two digits, and a wrong one to the others."""
     asked = []
